@@ -1,0 +1,301 @@
+"""Configuration: config.toml, then .env, then the environment, into frozen structs that were validated once.
+
+The only place with defaults. Every key can be set as VIZORA_<SECTION>__<KEY>; the names in `ALIASES` are those that
+operators know from the service before this one. Unknown keys are refused with the line they stand on.
+"""
+
+import os
+import re
+import resource
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import dotenv
+import msgspec
+from msgspec import Meta, Struct
+
+from vizora_rt.errors import ConfigError
+
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+FD_RESERVE = 200
+"""Descriptors kept for Redis, channels, logs and HTTP when `limits.max_connections` follows the descriptor limit."""
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True):
+    host: str = "0.0.0.0"  # noqa: S104 - a gateway listens to the world
+    port: Port = 3001
+    workers: NotNegative = 0
+    backlog: Positive = 4096
+    drain_seconds: Seconds = 10.0
+    hang_seconds: Seconds = 10.0
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    message_bytes: NotNegative = 65536
+    messages_per_minute: NotNegative = 120
+    refusals_in_a_row: NotNegative = 5
+    connections_per_minute: NotNegative = 30
+    connections_per_address_per_minute: NotNegative = 0
+    connections_per_address: NotNegative = 20_000
+    max_connections: Positive | None = None
+    header_bytes: Positive = 16384
+    body_bytes: Positive = 1_048_576
+    handshake_seconds: Seconds = 10.0
+    unsent_bytes: Positive = 1_048_576
+    unsent_seconds: Seconds = 30.0
+
+
+class Player(Struct, frozen=True, forbid_unknown_fields=True):
+    heartbeat_interval: Annotated[int, Meta(ge=1000)] = 15_000
+    cache_size: NotNegative = 1024
+    auto_update: bool = True
+
+
+class Presence(Struct, frozen=True, forbid_unknown_fields=True):
+    ping_after_seconds: Seconds = 25.0
+    ping_timeout_seconds: Seconds = 20.0
+    offline_after_seconds: Seconds = 20.0
+    write_within_ms: Positive = 100
+
+
+class Redis(Struct, frozen=True, forbid_unknown_fields=True):
+    url: str = ""
+    pending_commands: Positive = 200_000
+    pending_bytes: Positive = 67_108_864
+    connect_timeout_seconds: Seconds = 2.0
+    reply_timeout_seconds: Seconds = 10.0
+    reconnect_max_seconds: Seconds = 2.0
+
+    def __repr__(self) -> str:
+        return "Redis(<url>)"
+
+
+class Auth(Struct, frozen=True, forbid_unknown_fields=True):
+    algorithm: Literal["HS256", "RS256", "ES256"] = "HS256"
+    device_jwt_secret: str = ""
+    device_jwt_secret_previous: str = ""
+    jwt_secret: str = ""
+    jwt_secret_previous: str = ""
+    internal_api_secret: str = ""
+    fail_open_devices: bool = True
+    fail_open_dashboards: bool = False
+    cache_entries: NotNegative = 20_000
+    cors_origins: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return "Auth(<secrets>)"
+
+
+class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
+    public: bool = False
+    token: str = ""
+    max_device_series: NotNegative = 10_000
+    max_organization_series: NotNegative = 1_000
+    nodejs_aliases: bool = True
+
+    def __repr__(self) -> str:
+        return "Metrics(<token>)"
+
+
+class Logging(Struct, frozen=True, forbid_unknown_fields=True):
+    format: Literal["json", "console"] = "json"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class Sentry(Struct, frozen=True, forbid_unknown_fields=True):
+    dsn: str = ""
+    traces_sample_rate: Share = 0.1
+    profiles_sample_rate: Share = 0.1
+    release: str = ""
+    debug: bool = False
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a process of the service needs to know. Sections are those of config.toml."""
+
+    server: Server = Server()
+    limits: Limits = Limits()
+    player: Player = Player()
+    presence: Presence = Presence()
+    redis: Redis = Redis()
+    auth: Auth = Auth()
+    metrics: Metrics = Metrics()
+    logging: Logging = Logging()
+    sentry: Sentry = Sentry()
+    environment: str = "production"
+    state_dir: str = ""
+
+    @property
+    def development(self) -> bool:
+        return self.environment == "development"
+
+    @property
+    def workers(self) -> int:
+        """How many workers to start: as configured, else one per core that this process may use."""
+        return self.server.workers or len(os.sched_getaffinity(0))
+
+    @property
+    def max_connections(self) -> int:
+        """Connections that one worker takes: as configured, else what the descriptor limit allows less 200."""
+        return self.limits.max_connections or descriptor_room()
+
+
+SECTIONS = ("server", "limits", "player", "presence", "redis", "auth", "metrics", "logging", "sentry")
+
+ALIASES = {
+    "PORT": ("server", "port"),
+    "REDIS_URL": ("redis", "url"),
+    "DEVICE_JWT_SECRET": ("auth", "device_jwt_secret"),
+    "DEVICE_JWT_SECRET_PREVIOUS": ("auth", "device_jwt_secret_previous"),
+    "JWT_SECRET": ("auth", "jwt_secret"),
+    "JWT_SECRET_PREVIOUS": ("auth", "jwt_secret_previous"),
+    "INTERNAL_API_SECRET": ("auth", "internal_api_secret"),
+    "METRICS_TOKEN": ("metrics", "token"),
+    "CORS_ORIGIN": ("auth", "cors_origins"),
+    "SENTRY_DSN": ("sentry", "dsn"),
+    "SENTRY_TRACES_SAMPLE_RATE": ("sentry", "traces_sample_rate"),
+    "SENTRY_PROFILES_SAMPLE_RATE": ("sentry", "profiles_sample_rate"),
+    "SENTRY_DEBUG": ("sentry", "debug"),
+    "RELEASE_VERSION": ("sentry", "release"),
+}
+
+NOT_KEYS = frozenset({"VIZORA_ENV", "VIZORA_STATE_DIR", "VIZORA_REQUIRE_TOOLS"})
+
+
+def load(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Mapping[str, Any]] = {}) -> Config:
+    """Read `file` (TOML), `.env` of the working directory and `environ`; `overrides` are the command line's.
+
+    Raises ConfigError with one line that names the file and line, or the variable.
+    """
+    text, tables = _read(file)
+    env = {**_dotenv(), **environ}
+    for section, keys in (*_from_environment(env), *((s, dict(k)) for s, k in overrides.items())):
+        tables.setdefault(section, {}).update(keys)
+    tables["environment"] = env.get("VIZORA_ENV") or env.get("NODE_ENV") or "production"
+    tables["state_dir"] = str(state_dir(env))
+    try:
+        config = msgspec.convert(tables, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), file, text)) from None
+    _check(config)
+    return config
+
+
+def encode(config: Config) -> str:
+    """The configuration as JSON, for a worker's boot message. Holds secrets: it never leaves a private pipe."""
+    return msgspec.json.encode(config).decode()
+
+
+def decode(text: str) -> Config:
+    """The inverse of `encode`."""
+    return msgspec.json.decode(text, type=Config)
+
+
+def state_dir(environ: Mapping[str, str]) -> Path:
+    """Where the embedded store and development secrets live. systemd's $STATE_DIRECTORY may list several."""
+    own = environ.get("VIZORA_STATE_DIR") or environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(own) if own else Path(environ.get("HOME") or Path.home()) / ".local" / "state" / "vizora-rt"
+
+
+def descriptor_room() -> int:
+    """Connections that the soft descriptor limit of this process allows, less the reserve."""
+    return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FD_RESERVE)
+
+
+def _read(file: Path | None) -> tuple[str, dict[str, Any]]:
+    if file is None:
+        return "", {}
+    try:
+        text = file.read_text("utf-8")
+        tables = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"{file}: {reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    for name, table in tables.items():
+        if name not in SECTIONS:
+            raise ConfigError(f"{file}{_line(text, '', name)}: unknown section or key `{name}`")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}{_line(text, '', name)}: `{name}` is a section: write [{name}]")
+    return text, tables
+
+
+def _dotenv() -> dict[str, str]:
+    path = Path(".env")
+    return {k: v for k, v in dotenv.dotenv_values(path).items() if v is not None} if path.is_file() else {}
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name, (section, key) in ALIASES.items():
+        if environ.get(name):
+            found.append((section, {key: _typed(name, section, key, environ[name])}))
+    for name, value in environ.items():
+        if not name.startswith("VIZORA_") or name in NOT_KEYS:
+            continue
+        section, separator, key = name.removeprefix("VIZORA_").lower().partition("__")
+        if not separator:
+            continue
+        if section not in SECTIONS or key not in _fields(section):
+            raise ConfigError(f"environment: {name}: there is no key `{section}.{key}`")
+        found.append((section, {key: _typed(name, section, key, value)}))
+    return found
+
+
+def _fields(section: str) -> dict[str, Any]:
+    struct = type(getattr(Config(), section))
+    return {field.name: field.type for field in msgspec.structs.fields(struct)}
+
+
+def _typed(name: str, section: str, key: str, value: str) -> Any:
+    """`value` as the type of its key; the message never shows the value, it may be a secret."""
+    kind = _fields(section)[key]
+    raw: Any = tuple(part.strip() for part in value.split(",") if part.strip()) if key == "cors_origins" else value
+    try:
+        return msgspec.to_builtins(msgspec.convert(raw, kind, strict=False))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"environment: {name}: {str(error)[0].lower()}{str(error)[1:]}") from None
+
+
+def _explain(message: str, file: Path | None, text: str) -> str:
+    reason, _, path = message.partition(" - at `")
+    path = path.rstrip("`").removeprefix("$").lstrip(".")
+    unknown = re.match(r"Object contains unknown field `(.+)`", reason)
+    if unknown:
+        path, reason = f"{path}.{unknown[1]}", "unknown key"
+    section, _, key = path.partition(".")
+    reason = reason[0].lower() + reason[1:]
+    return f"{file or 'configuration'}{_line(text, section, key.split('[')[0])}: {path}: {reason}"
+
+
+def _line(text: str, section: str, key: str) -> str:
+    """`:N`, the line of `key` in `section`, or nothing when it did not come from the file."""
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\s*([\w.-]+)\s*\]", line)
+        if header:
+            current = header[1]
+            if not section and current == key:
+                return f":{number}"
+        elif current == section and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return f":{number}"
+    return ""
+
+
+def _check(config: Config) -> None:
+    wanted, room = config.limits.max_connections, descriptor_room()
+    if wanted is not None and wanted > room:
+        raise ConfigError(
+            f"limits.max_connections: {wanted} is above {room}, what the descriptor limit of this process allows: "
+            f"raise LimitNOFILE (ulimit -n) to {wanted + FD_RESERVE} or lower the key"
+        )
+    if config.redis.url and not re.match(r"(rediss?|valkey|unix)://", config.redis.url):
+        raise ConfigError("redis.url: must begin with redis:// or unix://")
