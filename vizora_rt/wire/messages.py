@@ -30,31 +30,31 @@ Text64 = Annotated[str, Meta(max_length=64)]
 Text128 = Annotated[str, Meta(max_length=128)]
 
 
-class DeviceMetrics(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    cpuUsage: Percent | None = None
-    memoryUsage: Percent | None = None
-    diskUsage: NotNegative | None = None
+class DeviceMetrics(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="camel", gc=False):
+    cpu_usage: Percent | None = None
+    memory_usage: Percent | None = None
+    disk_usage: NotNegative | None = None
     temperature: float | None = None
-    networkLatency: NotNegative | None = None
+    network_latency: NotNegative | None = None
 
 
-class Content(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    contentId: Text128 | None = None
-    playlistId: Text128 | None = None
+class Content(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="camel", gc=False):
+    content_id: Text128 | None = None
+    playlist_id: Text128 | None = None
     status: Text32 | None = None
-    playbackPosition: NotNegative | None = None
+    playback_position: NotNegative | None = None
 
 
-class Heartbeat(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+class Heartbeat(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="camel", gc=False):
     """`heartbeat`: what a screen says of itself; every field is optional. Shipped players send a bare contentId."""
 
     metrics: DeviceMetrics | None = None
-    currentContent: Content | Text128 | None = None
+    current_content: Content | Text128 | None = None
     uptime: NotNegative | None = None
-    appVersion: Text64 | None = None
-    screenState: Text32 | None = None
-    playbackSource: Text32 | None = None
-    contentVersion: Text64 | None = None
+    app_version: Text64 | None = None
+    screen_state: Text32 | None = None
+    playback_source: Text32 | None = None
+    content_version: Text64 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +164,16 @@ def repair(schema: type[Any], data: Any) -> Repaired | Invalid:
         if value is None:
             continue
         try:
-            kept[name] = msgspec.convert(value, field.type)
+            kept[field.name] = msgspec.convert(value, field.type)
             continue
         except msgspec.ValidationError as problem:
             reason = str(problem)
         nested = next((kind for kind in _members(field.type) if issubclass(kind, Struct)), None)
         inner = repair(nested, value) if nested is not None and value.__class__ is dict else None
-        if inner.__class__ is Repaired:
-            kept[name] = inner.payload  # type: ignore[union-attr]
-            unknown += inner.unknown  # type: ignore[union-attr]
-            wrong += inner.wrong_type  # type: ignore[union-attr]
+        if isinstance(inner, Repaired):
+            kept[field.name] = inner.payload
+            unknown += inner.unknown
+            wrong += inner.wrong_type
         elif field.required:
             details[name] = _reason(reason)
         else:
