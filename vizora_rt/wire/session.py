@@ -1,0 +1,261 @@
+"""One connection's RFC 6455 life: messages out of bytes, fragments, UTF-8, ping and pong, the close handshake.
+
+Four verbs: `receive` bytes and get whole messages; `send`; `close`; `take_output` and write it. A session does no I/O
+and never raises on what a peer sent: a protocol error closes it, and `closed_by` says why.
+
+What a session holds is bounded. A data frame that is not whole is unmasked as it arrives and appended to the one
+bytearray of its message, so a message costs its own bytes whatever the number of its fragments (empty ones cost
+nothing) and of the reads that it came in. Besides that there is at most an unfinished header or control frame. Every
+ping is answered: a server's pong is four bytes shorter than the client's ping, so the answers to a read never
+outgrow it.
+"""
+
+from codecs import utf_8_decode
+from random import getrandbits
+from typing import Final
+
+from vizora_rt.errors import INVALID_UTF8, PROTOCOL_ERROR, TOO_BIG, Close
+from vizora_rt.wire.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    apply_mask,
+    close_payload,
+    encode_frame,
+    encode_masked,
+    parse_close,
+    parse_frame,
+    parse_header,
+)
+
+OPEN: Final = 0
+CLOSING: Final = 1
+"""Our close frame is out, the peer's is awaited; data still arriving is dropped (section 1.4)."""
+CLOSED: Final = 2
+"""Both close frames, or a protocol error: nothing is read any more, replies already owed may still go out."""
+
+
+class _Message:
+    """A message of which more is to come: its payload so far, and what is known of the frame that is partly here."""
+
+    __slots__ = ("checked", "data", "fin", "mask", "opcode", "remaining")
+
+    def __init__(self, opcode: int) -> None:
+        self.opcode = opcode
+        self.data = bytearray()
+        self.checked = 0
+        self.remaining = 0
+        self.mask = b""
+        self.fin = False
+
+
+class Session:
+    """The protocol state of one connection, a server's unless `client`. 20,000 live at once: keep it small."""
+
+    __slots__ = (
+        "_held",
+        "_message",
+        "_out",
+        "_tail",
+        "client",
+        "close_received",
+        "closed_by",
+        "ended",
+        "limit",
+        "state",
+    )
+
+    def __init__(self, limit: int, client: bool = False) -> None:
+        self.limit = limit
+        self.client = client
+        self.state: int = OPEN
+        self.closed_by: Close | None = None
+        self.close_received: int | None = None
+        self.ended = False
+        self._held = b""
+        self._message: _Message | None = None
+        self._out: list[bytes] | None = None
+        self._tail: bytes | None = None
+
+    def receive(self, data: bytes) -> list[str | bytes]:
+        """Take what was read; return the messages that are whole now, in order: str for text, bytes for binary."""
+        messages: list[str | bytes] = []
+        state = self.state
+        if state == CLOSED:
+            return messages
+        pos = 0
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        elif self._message is not None and self._message.remaining:
+            pos = self._resume(self._message, data, messages)
+            if self.state == CLOSED:
+                return messages
+        size, masked = len(data), not self.client
+        while pos < size:
+            frame = parse_frame(data, pos, self.limit, masked)
+            if not isinstance(frame, tuple):
+                if frame is None:
+                    self._hold(data, pos)
+                else:
+                    self._fail(frame)
+                break
+            opcode, fin, payload, pos = frame
+            if opcode == TEXT and fin and self._message is None:
+                try:
+                    messages.append(payload.decode())
+                except UnicodeDecodeError:
+                    self._fail(INVALID_UTF8)
+                    break
+            else:
+                self._take(opcode, fin, payload, messages)
+                if self.state == CLOSED:
+                    break
+        return messages if state == OPEN else []
+
+    def send(self, payload: bytes) -> None:
+        """Queue a text message that is already UTF-8. Ignored once our close frame is on its way."""
+        if self.state == OPEN or self._tail is not None:
+            self._queue(encode_masked(TEXT, payload, _mask()) if self.client else encode_frame(TEXT, payload))
+
+    def send_binary(self, payload: bytes) -> None:
+        """Queue a binary message."""
+        if self.state == OPEN or self._tail is not None:
+            self._queue(self._encode(BINARY, payload))
+
+    def send_raw(self, frame: bytes) -> None:
+        """Queue a frame that was encoded once for many sessions."""
+        if self.state == OPEN or self._tail is not None:
+            self._queue(frame)
+
+    def ping(self, payload: bytes = b"") -> None:
+        """Queue a ping; `payload` is at most 125 bytes."""
+        if self.state == OPEN:
+            self._queue(self._encode(PING, payload))
+
+    def close(self, cause: Close) -> None:
+        """Begin the close handshake. The first cause counts: ignored when the session already closes."""
+        if self.state == OPEN:
+            self._queue(self._encode(CLOSE, close_payload(cause.code, cause.text)))
+            self.state = CLOSING
+            self.closed_by = cause
+
+    def take_output(self) -> bytes:
+        """All that is to be written, in one piece; empty when there is nothing."""
+        out, tail = self._out, self._tail
+        if tail is not None:
+            self._tail = None
+            out = [*out, tail] if out else [tail]
+        if out is None:
+            return b""
+        self._out = None
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def _encode(self, opcode: int, payload: bytes) -> bytes:
+        return encode_masked(opcode, payload, _mask()) if self.client else encode_frame(opcode, payload)
+
+    def _queue(self, frame: bytes) -> None:
+        if self._out is None:
+            self._out = [frame]
+        else:
+            self._out.append(frame)
+
+    def _fail(self, cause: Close) -> None:
+        """Fail the connection (section 7.1.7): nothing more is read, not even the peer's close frame."""
+        if self.state == OPEN:
+            # Replies to the messages before the error are sent first: the close frame waits for take_output.
+            self._tail = self._encode(CLOSE, close_payload(cause.code, cause.text))
+            self.closed_by = cause
+        self.state = CLOSED
+        self.ended = True
+        self._message = None
+
+    def _hold(self, data: bytes, pos: int) -> None:
+        """Keep the frame that begins at `pos` and is not whole."""
+        header = parse_header(data, pos, self.limit, not self.client)
+        if not isinstance(header, tuple) or header[0] >= CLOSE:
+            self._held = data[pos:]
+            return
+        opcode, fin, length, start = header
+        message = self._begin(opcode, length)
+        if message is not None:
+            message.remaining = length
+            message.fin = fin
+            message.mask = b"" if self.client else data[start - 4 : start]
+            self._resume(message, data[start:], [])
+
+    def _resume(self, message: _Message, data: bytes, messages: list[str | bytes]) -> int:
+        """Move what `data` has of the unfinished frame into its message; return how much that was."""
+        taken = min(message.remaining, len(data))
+        piece = data if taken == len(data) else data[:taken]
+        mask = message.mask
+        if mask:
+            piece = apply_mask(piece, mask)
+            turn = taken & 3
+            message.mask = mask[turn:] + mask[:turn]
+        message.data += piece
+        message.remaining -= taken
+        self._advance(message, message.fin and not message.remaining, messages)
+        return taken
+
+    def _take(self, opcode: int, fin: bool, payload: bytes, messages: list[str | bytes]) -> None:
+        """Act on a whole frame that is not simply a text message."""
+        if opcode == PING:
+            if self.state == OPEN:
+                self._queue(self._encode(PONG, payload))
+        elif opcode == CLOSE:
+            self._close_received(payload)
+        elif opcode != PONG:
+            message = self._begin(opcode, len(payload))
+            if message is not None:
+                message.data += payload
+                self._advance(message, fin, messages)
+
+    def _begin(self, opcode: int, length: int) -> _Message | None:
+        """The message that a data frame begins or continues (section 5.4), or None after an error."""
+        message = self._message
+        if (opcode == CONTINUATION) is (message is None):
+            self._fail(PROTOCOL_ERROR)
+            return None
+        if message is None:
+            message = self._message = _Message(opcode)
+        elif self.limit and len(message.data) + length > self.limit:
+            self._fail(TOO_BIG)
+            return None
+        return message
+
+    def _advance(self, message: _Message, whole: bool, messages: list[str | bytes]) -> None:
+        """Deliver a message that is whole; fail early on text that can no longer become UTF-8 (section 8.1)."""
+        try:
+            if whole:
+                self._message = None
+                messages.append(message.data.decode() if message.opcode == TEXT else bytes(message.data))
+            elif message.opcode == TEXT:
+                # Only what is new: a character cut in two stays unchecked, at most three bytes of it.
+                with memoryview(message.data) as view, view[message.checked :] as new:
+                    message.checked += utf_8_decode(new, "strict", False)[1]
+        except UnicodeDecodeError:
+            self._fail(INVALID_UTF8)
+
+    def _close_received(self, payload: bytes) -> None:
+        parsed = parse_close(payload)
+        if isinstance(parsed, Close):
+            self._fail(parsed)
+            return
+        self.close_received = parsed[0]
+        if self.state == OPEN:
+            # Echo the code (section 5.5.1), after the replies to the messages before it.
+            self._tail = self._encode(CLOSE, close_payload(parsed[0]))
+        self.state = CLOSED
+        # The server closes TCP first (section 7.1.1); a client waits for that.
+        self.ended = not self.client
+        self._message = None
+
+
+def _mask() -> bytes:
+    # The mask protects caches between a browser and a server from scripts (section 10.3). No script chooses what our
+    # players send, so the fast generator will do.
+    return getrandbits(32).to_bytes(4, "little")
