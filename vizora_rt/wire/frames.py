@@ -4,6 +4,7 @@
 earned. It reads from any position of any buffer, keeps nothing and never raises on what a peer sent.
 """
 
+from struct import Struct
 from typing import Final
 
 from vizora_rt.errors import INVALID_UTF8, PROTOCOL_ERROR, TOO_BIG, Close
@@ -24,7 +25,13 @@ Frame = tuple[int, bool, bytes, int]
 Header = tuple[int, bool, int, int]
 """opcode, fin, payload length, position of the payload. In a masked frame the mask is the 4 bytes before it."""
 
+unpack_medium: Final = Struct(">xxH4s").unpack_from
+"""Length and mask of a masked frame of 126 to 65535 bytes: one call is cheaper than two indices and a slice."""
+
 _OPCODES: Final = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
+_SHORT: Final = {opcode: tuple(bytes((opcode | 0x80, size)) for size in range(126)) for opcode in _OPCODES}
+"""Headers of whole frames of up to 125 bytes by opcode and size: a third of the time that it takes to build one."""
+_pack_medium: Final = Struct(">BBH").pack
 _CLOSE_CODES: Final = frozenset((*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)))
 
 
@@ -46,21 +53,20 @@ def parse_frame(buffer: bytes | bytearray, pos: int, limit: int, masked: bool = 
 
     `masked` is what the peer must do: True for a server reading a client, False for a client reading a server.
     """
-    # The usual case first: a whole masked text frame. Whatever does not fit falls through to the full checks.
+    # The usual cases first, a whole masked text frame; whatever does not fit falls through to the full checks.
     size = len(buffer)
-    if masked and size - pos > 5 and buffer[pos] == 0x81:
-        length = buffer[pos + 1] - 0x80
-        start = pos + 6
-        if length == 126:
-            length = buffer[pos + 2] << 8 | buffer[pos + 3]
-            start = pos + 8
-            if length < 126:
-                return PROTOCOL_ERROR
-        elif length == 127:
-            length = -1
-        end = start + length
-        if length >= 0 and end <= size and (length <= limit or not limit):
-            return TEXT, True, apply_mask(buffer[start:end], buffer[start - 4 : start]), end
+    if masked and size - pos > 7 and buffer[pos] == 0x81:
+        second = buffer[pos + 1]
+        if second == 0xFE:
+            length, mask = unpack_medium(buffer, pos)
+            end = pos + 8 + length
+            if end <= size and 125 < length <= limit:
+                return TEXT, True, apply_mask(buffer[pos + 8 : end], mask), end
+        elif 0x7F < second < 0xFE:
+            start = pos + 6
+            end = start + second - 0x80
+            if end <= size and limit > 125:
+                return TEXT, True, apply_mask(buffer[start:end], buffer[pos + 2 : start]), end
     header = parse_header(buffer, pos, limit, masked)
     if not isinstance(header, tuple):
         return header
@@ -106,24 +112,22 @@ def parse_header(buffer: bytes | bytearray, pos: int, limit: int, masked: bool =
 def encode_frame(opcode: int, payload: bytes, fin: bool = True) -> bytes:
     """A frame as a server sends it."""
     size = len(payload)
-    first = opcode | 0x80 if fin else opcode
-    if size < 126:
-        return bytes((first, size)) + payload
-    if size < 65536:
-        return bytes((first, 126, size >> 8, size & 0xFF)) + payload
-    return bytes((first, 127)) + size.to_bytes(8, "big") + payload
+    if size < 126 and fin:
+        return _SHORT[opcode][size] + payload
+    return _header(opcode | 0x80 if fin else opcode, size, 0) + payload
 
 
 def encode_masked(opcode: int, payload: bytes, mask: bytes, fin: bool = True) -> bytes:
     """A frame as a client sends it; `mask` is 4 bytes."""
-    size = len(payload)
-    first = opcode | 0x80 if fin else opcode
-    body = mask + apply_mask(payload, mask)
+    return _header(opcode | 0x80 if fin else opcode, len(payload), 0x80) + mask + apply_mask(payload, mask)
+
+
+def _header(first: int, size: int, mask_bit: int) -> bytes:
     if size < 126:
-        return bytes((first, size | 0x80)) + body
+        return bytes((first, mask_bit | size))
     if size < 65536:
-        return bytes((first, 0xFE, size >> 8, size & 0xFF)) + body
-    return bytes((first, 0xFF)) + size.to_bytes(8, "big") + body
+        return _pack_medium(first, mask_bit | 126, size)
+    return bytes((first, mask_bit | 127)) + size.to_bytes(8, "big")
 
 
 def close_payload(code: int, reason: str = "") -> bytes:

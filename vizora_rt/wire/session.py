@@ -29,6 +29,7 @@ from vizora_rt.wire.frames import (
     parse_close,
     parse_frame,
     parse_header,
+    unpack_medium,
 )
 
 OPEN: Final = 0
@@ -96,6 +97,19 @@ class Session:
                 return messages
         size, masked = len(data), not self.client
         while pos < size:
+            # What players send is a whole masked text frame of 126 to 65535 bytes: `parse_frame` does the same, but
+            # its call and its tuple cost 140 ns of 740.
+            if size - pos > 7 and data[pos] == 0x81 and data[pos + 1] == 0xFE and masked and self._message is None:
+                length, mask = unpack_medium(data, pos)
+                end = pos + 8 + length
+                if end <= size and 125 < length <= self.limit:
+                    try:
+                        messages.append(apply_mask(data[pos + 8 : end], mask).decode())
+                    except UnicodeDecodeError:
+                        self._fail(INVALID_UTF8)
+                        break
+                    pos = end
+                    continue
             frame = parse_frame(data, pos, self.limit, masked)
             if not isinstance(frame, tuple):
                 if frame is None:
@@ -119,7 +133,11 @@ class Session:
     def send(self, payload: bytes) -> None:
         """Queue a text message that is already UTF-8. Ignored once our close frame is on its way."""
         if self.state == OPEN or self._tail is not None:
-            self._queue(encode_masked(TEXT, payload, _mask()) if self.client else encode_frame(TEXT, payload))
+            frame = encode_masked(TEXT, payload, _mask()) if self.client else encode_frame(TEXT, payload)
+            if self._out is None:
+                self._out = [frame]
+            else:
+                self._out.append(frame)
 
     def send_binary(self, payload: bytes) -> None:
         """Queue a binary message."""
@@ -129,7 +147,10 @@ class Session:
     def send_raw(self, frame: bytes) -> None:
         """Queue a frame that was encoded once for many sessions."""
         if self.state == OPEN or self._tail is not None:
-            self._queue(frame)
+            if self._out is None:
+                self._out = [frame]
+            else:
+                self._out.append(frame)
 
     def ping(self, payload: bytes = b"") -> None:
         """Queue a ping; `payload` is at most 125 bytes."""
