@@ -29,7 +29,7 @@ _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _CHUNK_LINE = 4096  # a size and its extensions; Go's net/http and Netty stop at 4 and 8 KiB
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SECRET_NAME = re.compile(r"token|secret|passw|auth|key|jwt|bearer|signature|session|cookie", re.IGNORECASE)
-_JWT = re.compile(r"eyJ[\w-]{4,}\.[\w-]+")
+_JWT = re.compile(r"eyJ[\w-]{4,}\.[\w-]+(?:\.[\w-]*)?")  # a JOSE header begins with {" in base64
 _LOGGED = 512  # characters of a target in a log line: enough to tell a route, too few to fill a disk
 
 _START = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
@@ -393,9 +393,12 @@ def redact(target: str) -> str:
     path = re.sub(r"//[^/@]*@", "//***@", path, count=1)
     parts = []
     for part in query.split("&"):
-        name, equals, _ = part.partition("=")
-        secret = _SECRET_NAME.search(unquote_plus(name)) or _JWT.search(unquote_plus(part))
-        parts.append(f"{'***' if _JWT.search(unquote_plus(name)) else name}{equals}***" if secret else part)
+        name, equals, value = (unquote_plus(piece) for piece in part.partition("="))
+        if _JWT.search(name):
+            part = "***"
+        elif _SECRET_NAME.search(name) or _JWT.search(value):
+            part = f"{name}{equals}***"
+        parts.append(part)
     text = _JWT.sub("***", path) + question + "&".join(parts)
     shown = text if text.isprintable() else "".join(map(_escape, text))
     return shown if len(shown) <= _LOGGED else shown[:_LOGGED] + "..."
