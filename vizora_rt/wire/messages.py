@@ -57,6 +57,27 @@ class Heartbeat(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="
     content_version: Text64 | None = None
 
 
+class DeviceStatus(Struct, omit_defaults=True, rename="camel", gc=False):
+    """The value of a device's status key. Times in ms since the epoch.
+
+    `since` and `epoch` stand last: the script that claims a device appends them to the rest.
+    """
+
+    status: str
+    reason: str
+    organization_id: str
+    node: str
+    worker: int
+    last_heartbeat: int | None = None
+    metrics: DeviceMetrics | None = None
+    current_content: Content | str | None = None
+    screen_state: str | None = None
+    playback_source: str | None = None
+    app_version: str | None = None
+    since: int | None = None
+    epoch: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Invalid:
     """A payload that must be refused: field -> why."""

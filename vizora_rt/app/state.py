@@ -1,0 +1,151 @@
+"""This worker's devices, organisations and dashboards; who supersedes whom.
+
+Only memory, no I/O: what must reach Redis is left in `dirty`, and net/presence writes it.
+"""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from vizora_rt.app.auth import Identity
+from vizora_rt.errors import SUPERSEDED, Close
+from vizora_rt.wire.messages import Heartbeat
+
+Status = Literal["online", "stale", "offline", "revoked", "suspended"]
+
+
+class Peer(Protocol):
+    """A connection as this layer sees it."""
+
+    identity: Identity
+
+    def send(self, event: str, body: bytes) -> None:
+        """Queue an event; `body` is JSON."""
+
+    def close(self, cause: Close) -> None:
+        """Say why, then end the connection."""
+
+
+class Device:
+    """One screen: its connection and what it last said. Times are milliseconds since the epoch.
+
+    `epoch` fences writers in Redis, 0 before the store gave one. Nothing is written while the device is not `owned`:
+    after Redis was away another worker may have it. `connected` is in microseconds, to tell two newcomers apart.
+    """
+
+    __slots__ = (
+        "arrival",
+        "connected",
+        "dirty",
+        "epoch",
+        "heartbeat",
+        "heartbeats_failed",
+        "heartbeats_ok",
+        "id",
+        "last_heartbeat",
+        "listed",
+        "organization_id",
+        "owned",
+        "owner_checked",
+        "peer",
+        "reason",
+        "reported",
+        "since",
+        "status",
+    )
+
+    def __init__(self, device_id: str, organization_id: str) -> None:
+        self.id = device_id
+        self.organization_id = organization_id
+        self.peer: Peer | None = None
+        self.epoch = 0
+        self.owned = False
+        self.connected = 0
+        self.status: Status = "offline"
+        self.reason = ""
+        self.since = 0
+        self.last_heartbeat = 0
+        self.heartbeat: Heartbeat | None = None
+        self.dirty = False
+        self.arrival = 0.0
+        self.owner_checked = 0
+        self.listed = 0
+        self.heartbeats_ok = 0
+        self.heartbeats_failed = 0
+        self.reported = False
+
+
+class State:
+    """All that this worker holds. One entry per device: connected, or gone so lately that it may come back."""
+
+    __slots__ = ("_on_dirty", "dashboards", "devices", "dirty", "screens", "unreported")
+
+    def __init__(self, on_dirty: Callable[[], None]) -> None:
+        self._on_dirty = on_dirty
+        self.devices: dict[str, Device] = {}
+        self.screens: dict[str, set[Peer]] = {}
+        self.dashboards: dict[str, set[Peer]] = {}
+        self.dirty: list[Device] = []
+        self.unreported: dict[Device, None] = {}
+
+    def connect(self, identity: Identity, peer: Peer, epoch: int, since: int, connected: int) -> Device:
+        """`peer` is now the connection of its device. An older one here is closed; its end changes nothing any more."""
+        device = self.devices.get(identity.id)
+        if device is None:
+            device = self.devices[identity.id] = Device(identity.id, identity.organization_id)
+        older, device.peer = device.peer, peer
+        device.organization_id = identity.organization_id
+        device.epoch, device.owned = epoch, epoch != 0
+        device.connected = connected
+        device.status, device.reason, device.since = "online", "connected", since
+        self.report(device)
+        if older is not None:
+            older.close(SUPERSEDED)
+        return device
+
+    def disconnect(self, device: Device, peer: Peer, reason: str) -> bool:
+        """The end of `peer`. False when it no longer speaks for the device."""
+        if device.peer is not peer:
+            return False
+        device.peer = None
+        device.reason = reason
+        return True
+
+    def offline(self, device: Device, now: int) -> None:
+        """The device did not come back in time."""
+        device.status, device.since = "offline", now
+        device.heartbeat = None
+        self.report(device)
+
+    def forget(self, device: Device) -> None:
+        """Another worker has it now, or its end is written."""
+        if self.devices.get(device.id) is device:
+            del self.devices[device.id]
+
+    def touch(self, device: Device) -> None:
+        """The device's state in Redis is behind. Last write wins, so one entry is enough however often it changes."""
+        if not device.dirty:
+            device.dirty = True
+            self.dirty.append(device)
+            if len(self.dirty) == 1:
+                self._on_dirty()
+
+    def report(self, device: Device) -> None:
+        """The device's series are behind."""
+        if not device.reported:
+            device.reported = True
+            self.unreported[device] = None
+
+    def enter(self, peer: Peer) -> None:
+        """Count a connection with its organisation's."""
+        self._kind(peer).setdefault(peer.identity.organization_id, set()).add(peer)
+
+    def leave(self, peer: Peer) -> None:
+        organizations = self._kind(peer)
+        members = organizations.get(peer.identity.organization_id)
+        if members is not None:
+            members.discard(peer)
+            if not members:
+                del organizations[peer.identity.organization_id]
+
+    def _kind(self, peer: Peer) -> dict[str, set[Peer]]:
+        return self.screens if peer.identity.kind == "device" else self.dashboards

@@ -1,0 +1,225 @@
+"""The asyncio protocol of one WebSocket client: feed, dispatch, cork, backpressure.
+
+One read, one write: what the messages of a read are answered with is corked and written together, since uvloop writes
+at once. What the messages mean is the application's business.
+"""
+
+import asyncio
+from typing import Final, Protocol
+
+from vizora_rt.app.auth import Identity
+from vizora_rt.app.state import Device
+from vizora_rt.config import Config
+from vizora_rt.errors import SILENT, SLOW_CONSUMER, Close
+from vizora_rt.metrics import Cell
+from vizora_rt.net.timers import Wheel
+from vizora_rt.wire import messages
+from vizora_rt.wire.session import OPEN, Session
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a closing handshake may take before the transport is cut."""
+
+
+class Application(Protocol):
+    """What a connection carries messages for."""
+
+    def message(self, connection: "Connection", payload: str | bytes) -> None:
+        """One whole message; it answers with `connection.session.send`."""
+
+    def closed(self, connection: "Connection") -> None:
+        """The transport is gone. Called once."""
+
+
+class Terms:
+    """What all connections of a worker share: clock, limits and counters."""
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "message_bytes",
+        "ping_after",
+        "ping_timeout",
+        "stalled",
+        "unsent",
+        "unsent_for",
+        "wheel",
+    )
+
+    def __init__(self, config: Config, wheel: Wheel, bytes_in: Cell, bytes_out: Cell) -> None:
+        self.wheel = wheel
+        self.bytes_in = bytes_in
+        self.bytes_out = bytes_out
+        self.stalled: set[Connection] = set()
+        self.message_bytes = config.limits.message_bytes
+        self.ping_after = config.presence.ping_after_seconds
+        self.ping_timeout = config.presence.ping_timeout_seconds
+        self.unsent = config.limits.unsent_bytes
+        self.unsent_for = config.limits.unsent_seconds
+
+
+class Connection(asyncio.Protocol):
+    """One client after its opening handshake."""
+
+    __slots__ = (
+        "_app",
+        "_corked",
+        "_pinged",
+        "_stalled",
+        "_terms",
+        "address",
+        "device",
+        "identity",
+        "last_seen",
+        "refusals",
+        "session",
+        "transport",
+    )
+
+    def __init__(self, app: Application, terms: Terms, identity: Identity, address: str = "") -> None:
+        self._app = app
+        self._terms = terms
+        self.identity = identity
+        self.address = address
+        self.refusals = 0
+        self.device: Device | None = None
+        self.session = Session(terms.message_bytes)
+        self.transport: asyncio.Transport | None = None
+        self.last_seen = terms.wheel.now
+        self._pinged = False
+        self._corked = False
+        self._stalled = 0.0
+
+    def attach(self, transport: asyncio.Transport, handshake: bytes) -> None:
+        """Take over `transport`; what the application queues before `release` goes out with the handshake's answer."""
+        self.transport = transport
+        transport.set_protocol(self)
+        self._corked = True
+        self.session.send_raw(handshake)
+        self._terms.wheel.add(self, self._terms.ping_after)
+
+    def release(self) -> None:
+        """Write what was corked."""
+        self._corked = False
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        terms = self._terms
+        self.last_seen = terms.wheel.now
+        terms.bytes_in.value += len(data)
+        self._corked = True
+        for payload in self.session.receive(data):
+            self._app.message(self, payload)
+        self._corked = False
+        self._flush()
+
+    def send(self, event: str, body: bytes) -> None:
+        """Queue an event; `body` is JSON. Written at once, unless a read is being answered."""
+        self.session.send(messages.encode(event, body))
+        if not self._corked:
+            self._flush()
+
+    def close(self, cause: Close) -> None:
+        """Begin the closing handshake; the transport is cut when the peer does not finish it in time."""
+        if self.session.state != OPEN:
+            return
+        self.session.close(cause)
+        if not self._corked:
+            self._flush()
+        self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
+
+    def abort(self) -> None:
+        """Cut the transport; what was not sent is lost."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the client to read."""
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
+
+    def _flush(self) -> None:
+        session, transport = self.session, self.transport
+        output = session.take_output()
+        if transport is None:
+            return
+        if output:
+            self._terms.bytes_out.value += len(output)
+            transport.write(output)
+            if self._stalled and transport.get_write_buffer_size() > self._terms.unsent:
+                self._cut_slow()
+                return
+        if session.ended:
+            transport.close()
+            self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
+
+    def _cut_slow(self) -> None:
+        self.session.close(SLOW_CONSUMER)
+        self.abort()
+
+    def pause_writing(self) -> None:
+        # What a client does not read it may not ask for either: no reading, so no replies, until it has caught up.
+        self._stalled = self._terms.wheel.now
+        self._terms.stalled.add(self)
+        if self.transport is not None:
+            self.transport.pause_reading()
+        self._terms.wheel.add(_Stall(self, self._stalled), self._terms.unsent_for)
+
+    def resume_writing(self) -> None:
+        self._stalled = 0.0
+        self._terms.stalled.discard(self)
+        self.last_seen = self._terms.wheel.now
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._terms.stalled.discard(self)
+        self._app.closed(self)
+
+    def on_timer(self, now: float) -> float | None:
+        """Silence: any byte counts as life, a ping asks for one, then the connection is given up."""
+        if self.transport is None or self.session.state != OPEN:
+            return None
+        terms, silence = self._terms, now - self.last_seen
+        if self._stalled:
+            return terms.ping_after
+        if silence < terms.ping_after:
+            self._pinged = False
+            return terms.ping_after - silence
+        if not self._pinged:
+            self._pinged = True
+            self.session.ping()
+            self._flush()
+            return terms.ping_timeout
+        if silence < terms.ping_after + terms.ping_timeout:
+            return terms.ping_after + terms.ping_timeout - silence
+        self.close(SILENT)
+        return None
+
+
+class _Deadline:
+    """The end of patience with a closing handshake. An entry of the timer wheel."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def on_timer(self, now: float) -> float | None:
+        self.connection.abort()
+        return None
+
+
+class _Stall:
+    """The end of patience with a client that does not read. An entry of the timer wheel."""
+
+    __slots__ = ("connection", "since")
+
+    def __init__(self, connection: Connection, since: float) -> None:
+        self.connection = connection
+        self.since = since
+
+    def on_timer(self, now: float) -> float | None:
+        if self.connection._stalled == self.since:
+            self.connection._cut_slow()
+        return None

@@ -1,0 +1,420 @@
+"""Who owns a device, and what Redis knows of it: claims, coalesced status writes, offline, confirmation after an outage.
+
+Every key of a device carries one hash tag, so each script below touches one slot of a cluster. The owner key is
+`<epoch> <node> <worker> <connected us>`; whoever holds the highest epoch owns the device.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+
+from vizora_rt.app.auth import Identity
+from vizora_rt.app.state import Device, State
+from vizora_rt.config import Config
+from vizora_rt.errors import AUTH_INVALID, DEVICE_REVOKED, REVOKED, STORE_UNAVAILABLE, SUPERSEDED, Refusal
+from vizora_rt.net.store import LOST, Store
+from vizora_rt.net.timers import Wheel
+from vizora_rt.wire import messages, resp
+from vizora_rt.wire.messages import DeviceStatus
+from vizora_rt.wire.resp import ReplyError
+
+OFFLINE_TTL = 24 * 3600
+LISTED_EVERY_MS = 60_000
+AGES = 8
+"""A status is written when it is 8 ticks old, each a tenth of `write_within_ms`: the writes of a burst are spread."""
+
+WRITES_A_TURN = 250
+CONFIRMS_A_TURN = 500
+CONFIRM_AGAIN = 1.0
+CONFIRM_PAUSE = 0.05
+"""500 in 50 ms asks for 20,000 devices within 2 s: a device let in unchecked is checked within 5 s."""
+
+OWN = """
+local stored, previous = 0, redis.call('GET', KEYS[1])
+if previous then stored = tonumber(string.match(previous, '^(%d+)')) end
+local time = redis.call('TIME')
+local fresh = string.format('%.0f', math.max(stored + 1, time[1] * 1000000 + time[2]))
+local function own(node, worker, connected, ttl)
+  redis.call('SET', KEYS[1], fresh .. ' ' .. node .. ' ' .. worker .. ' ' .. connected, 'EX', ttl)
+end
+"""
+
+CLAIM = (
+    """
+-- KEYS owner status revoked; ARGV node worker connected ttl head now -> {epoch, since, previous} or {0}
+if redis.call('EXISTS', KEYS[3]) == 1 then return {0} end
+"""
+    + OWN
+    + """
+own(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
+local since, old = ARGV[6], redis.call('GET', KEYS[2])
+if old and (string.find(old, '"status":"online"', 1, true) or string.find(old, '"status":"stale"', 1, true)) then
+  since = string.match(old, '"since":(%d+)') or since
+end
+redis.call('SET', KEYS[2], ARGV[5] .. '"since":' .. since .. ',"epoch":' .. fresh .. '}', 'EX', ARGV[4])
+return {tonumber(fresh), tonumber(since), previous or ''}
+"""
+)
+
+CONFIRM = (
+    """
+-- KEYS owner revoked; ARGV node worker connected ttl epoch -> {1, epoch, previous}, {0}: another's, {-1}: revoked
+if redis.call('EXISTS', KEYS[2]) == 1 then return {-1} end
+"""
+    + OWN
+    + """
+local mine = tonumber(ARGV[5])
+if mine > 0 and stored > mine then return {0} end
+if mine == 0 and previous and tonumber(string.match(previous, '(%d+)$')) > tonumber(ARGV[3]) then return {0} end
+own(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
+return {1, tonumber(fresh), previous or ''}
+"""
+)
+
+OFFLINE = """
+-- KEYS owner status; ARGV epoch status ttl -> 1 when written
+local owner = redis.call('GET', KEYS[1])
+if owner and string.match(owner, '^(%d+)') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
+if owner then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
+return 1
+"""
+
+RELEASE = """
+-- KEYS owner; ARGV epoch previous ttl: give back what a revoked token took -> 1 when given back
+local owner = redis.call('GET', KEYS[1])
+if not owner or string.match(owner, '^(%d+)') ~= ARGV[1] then return 0 end
+if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) end
+return 1
+"""
+
+
+class Claim:
+    """What a claim gave: `epoch` 0 when the store could not be asked; `owner` is the owner key before, or empty."""
+
+    __slots__ = ("connected", "epoch", "owner", "since")
+
+    def __init__(self, epoch: int, since: int, owner: bytes, connected: int) -> None:
+        self.epoch = epoch
+        self.since = since
+        self.owner = owner
+        self.connected = connected
+
+
+class Absence:
+    """A device without a connection: offline when it is not back in time. An entry of the timer wheel."""
+
+    __slots__ = ("connected", "device", "presence")
+
+    def __init__(self, presence: "Presence", device: Device) -> None:
+        self.presence = presence
+        self.device = device
+        self.connected = device.connected
+
+    def on_timer(self, now: float) -> float | None:
+        device = self.device
+        if device.peer is not None or device.connected != self.connected:
+            return None
+        return None if self.presence.offline(device) else 1.0
+
+
+class Presence:
+    """One worker's writer of presence."""
+
+    def __init__(
+        self,
+        config: Config,
+        node: str,
+        worker: int,
+        state: State,
+        store: Store,
+        wheel: Wheel,
+        ring: Callable[[str, int, dict[str, object]], None],
+    ) -> None:
+        self._node = node
+        self._worker = worker
+        self._state = state
+        self._store = store
+        self._wheel = wheel
+        self._ring = ring
+        self._fail_open = config.auth.fail_open_devices
+        self._fail_open_users = config.auth.fail_open_dashboards
+        interval = config.player.heartbeat_interval
+        self._check_every_ms = interval * 9 // 10
+        self._ttl = b"%d" % max(60, 4 * interval // 1000)
+        self._absent_after = config.presence.offline_after_seconds
+        self._tick = config.presence.write_within_ms / 10_000
+        self._ages: deque[list[Device]] = deque()
+        self._armed = False
+        self._unowned: dict[Device, None] = {}
+        self._confirming = False
+        self._loop = asyncio.get_running_loop()
+        for name, source in (("claim", CLAIM), ("confirm", CONFIRM), ("offline", OFFLINE), ("release", RELEASE)):
+            store.script(name, source)
+        store.on_up.append(self._on_up)
+        store.on_down.append(self._on_down)
+
+    # Connecting
+
+    def claim(self, identity: Identity, done: Callable[[Claim | Refusal], None]) -> None:
+        """Ask whether the device is revoked and take it, in one write. `done` is called once, perhaps at once."""
+        connected = time.time_ns() // 1000
+        now = connected // 1000
+        revoked_jti = False
+        device_id = identity.id.encode()
+
+        def on_jti(reply: object) -> None:
+            nonlocal revoked_jti
+            revoked_jti = reply == 1
+
+        def on_claim(reply: object) -> None:
+            if not isinstance(reply, list):
+                done(self._unchecked(connected, now))
+            elif not reply[0]:
+                done(DEVICE_REVOKED)
+            elif revoked_jti:
+                self._store.eval("release", (keys[0],), (reply[0], reply[2], self._ttl))
+                done(DEVICE_REVOKED)
+            else:
+                done(Claim(reply[0], reply[1], reply[2], connected))
+
+        head = messages.json_struct(
+            DeviceStatus("online", "connected", identity.organization_id, self._node, self._worker)
+        )
+        keys = (_key(device_id, b"owner"), _key(device_id, b"status"), _key(device_id, b"revoked"))
+        arguments = (self._node, self._worker, connected, self._ttl, head[:-1] + b",", now)
+        if identity.jti:
+            self._store.submit("exists", resp.pack("EXISTS", f"revoked_token:{identity.jti}"), on_jti)
+        if not self._store.eval("claim", keys, arguments, on_claim):
+            done(self._unchecked(connected, now))
+
+    def check_user(self, identity: Identity, done: Callable[[Claim | Refusal], None]) -> None:
+        """Ask whether a dashboard's session still holds, in one write; other services write these keys."""
+        now = time.time_ns() // 1000
+        names = [f"revoked_token:{identity.jti}"] if identity.jti else []
+        names += [f"user_revoked:{identity.id}", f"pwd_changed:{identity.id}"]
+        replies: list[object] = []
+
+        def on_reply(reply: object) -> None:
+            replies.append(reply)
+            if len(replies) < len(names):
+                return
+            *revoked, changed = replies
+            if any(isinstance(reply, ReplyError) for reply in replies):
+                done(Claim(0, 0, b"", now) if self._fail_open_users else STORE_UNAVAILABLE)
+            elif any(reply is not None for reply in revoked) or _seconds(changed) > identity.issued:
+                done(AUTH_INVALID)
+            else:
+                done(Claim(0, 0, b"", now))
+
+        # All or none: the store takes a command now or is down for all of this turn of the loop.
+        for name in names:
+            if not self._store.submit("get", resp.pack("GET", name), on_reply):
+                on_reply(LOST)
+
+    def connected(self, device: Device, claim: Claim) -> None:
+        """The device is connected here: tell its last owner, list it, or have it checked later."""
+        if not device.owned:
+            self._confirm_later(device)
+            return
+        self._supersede(device, claim.owner)
+        self._list(device, claim.connected // 1000)
+
+    def disconnected(self, device: Device) -> None:
+        """Its connection is gone and no newer one took its place: offline, if that lasts."""
+        if device.owned and self._store.up:
+            self._list(device, time.time_ns() // 1_000_000)
+        self._wheel.add(Absence(self, device), self._absent_after)
+
+    def offline(self, device: Device) -> bool:
+        """Write that the device is gone, unless a newer owner has it. False: Redis is away, ask again."""
+        if not device.owned or not self._store.up:
+            return False
+        now = time.time_ns() // 1_000_000
+        self._state.offline(device, now)
+        keys = (_key(device.id.encode(), b"owner"), _key(device.id.encode(), b"status"))
+        value = messages.json_struct(self._describe(device))
+        self._store.eval("offline", keys, (device.epoch, value, OFFLINE_TTL))
+        self._state.forget(device)
+        return True
+
+    def superseded(self, device_id: str, epoch: int) -> None:
+        """A doorbell: another worker owns the device since `epoch`."""
+        device = self._state.devices.get(device_id)
+        if device is not None and device.epoch < epoch:
+            self._lose(device)
+
+    def _unchecked(self, connected: int, now: int) -> Claim | Refusal:
+        return Claim(0, now, b"", connected) if self._fail_open else STORE_UNAVAILABLE
+
+    def _supersede(self, device: Device, owner: bytes) -> None:
+        parts = owner.decode().split(" ")
+        if len(parts) == 4 and (parts[1], parts[2]) != (self._node, str(self._worker)):
+            self._ring(parts[1], int(parts[2]), {"superseded": device.id, "epoch": device.epoch})
+
+    def _lose(self, device: Device) -> None:
+        self._state.forget(device)
+        self._state.report(device)
+        if device.peer is not None:
+            device.peer.close(SUPERSEDED)
+
+    # Status writes: coalesced per device, a tick's worth at a time
+
+    def on_dirty(self) -> None:
+        if not self._armed and self._store.up:
+            self._armed = True
+            self._loop.call_later(self._tick, self._on_tick)
+
+    def _on_tick(self) -> None:
+        if not self._store.up:
+            self._armed = False
+            return
+        self._ages.append(self._state.dirty)
+        self._state.dirty = []
+        if len(self._ages) >= AGES:
+            oldest = self._ages[0]
+            if len(oldest) > WRITES_A_TURN:
+                due, self._ages[0] = oldest[:WRITES_A_TURN], oldest[WRITES_A_TURN:]
+            else:
+                due = self._ages.popleft()
+            self._write(due)
+        if any(self._ages):
+            self._loop.call_later(0 if len(self._ages) >= AGES else self._tick, self._on_tick)
+        else:
+            self._ages.clear()
+            self._armed = False
+
+    def _write(self, due: list[Device]) -> None:
+        now = time.time_ns() // 1_000_000
+        submit = self._store.submit
+        for device in due:
+            device.dirty = False
+            if not device.owned:
+                continue
+            key = _key(device.id.encode(), b"status")
+            value = messages.json_struct(self._describe(device))
+            if not submit("set", resp.pack(b"SET", key, value, b"EX", self._ttl), None):
+                self._state.touch(device)
+                continue
+            if now - device.owner_checked >= self._check_every_ms:
+                self._check_owner(device, now)
+            if now - device.listed >= LISTED_EVERY_MS:
+                self._list(device, now)
+
+    def _check_owner(self, device: Device, now: int) -> None:
+        """Renew the owner key and see whether it is still ours: a doorbell may have been lost."""
+        device.owner_checked = now
+        epoch = device.epoch
+
+        def on_owner(reply: object) -> None:
+            if reply is None:
+                device.owned = False
+                self._confirm_later(device)
+            elif isinstance(reply, bytes) and int(reply.partition(b" ")[0]) > epoch == device.epoch:
+                self._lose(device)
+
+        owner = _key(device.id.encode(), b"owner")
+        self._store.submit("getex", resp.pack(b"GETEX", owner, b"EX", self._ttl), on_owner)
+
+    def _list(self, device: Device, now: int) -> None:
+        device.listed = now
+        key = f"vz:{{o:{device.organization_id}}}:devices"
+        self._store.submit("zadd", resp.pack(b"ZADD", key, now, device.id), None)
+
+    def _describe(self, device: Device) -> DeviceStatus:
+        status = DeviceStatus(
+            device.status,
+            device.reason,
+            device.organization_id,
+            self._node,
+            self._worker,
+            device.last_heartbeat or None,
+        )
+        beat = device.heartbeat
+        if beat is not None:
+            status.metrics = beat.metrics
+            status.current_content = beat.current_content
+            status.screen_state = beat.screen_state
+            status.playback_source = beat.playback_source
+            status.app_version = beat.app_version
+        status.since = device.since
+        status.epoch = device.epoch
+        return status
+
+    # After Redis was away
+
+    def _on_down(self) -> None:
+        for device in self._state.devices.values():
+            device.owned = False
+
+    def _on_up(self) -> None:
+        """Nothing that was buffered is written before the store has confirmed who owns it."""
+        self._ages.clear()
+        self._state.dirty = []
+        for device in self._state.devices.values():
+            device.dirty = device.owned = False
+            self._unowned[device] = None
+        self._confirm_some()
+
+    def _confirm_later(self, device: Device) -> None:
+        """Ask again soon: Redis is away, or up and refusing (full, demoted)."""
+        self._unowned[device] = None
+        if not self._confirming and self._store.up:
+            self._confirming = True
+            self._loop.call_later(CONFIRM_AGAIN, self._confirm_some)
+
+    def _confirm_some(self) -> None:
+        self._confirming = False
+        for device in list(islice(self._unowned, CONFIRMS_A_TURN)):
+            del self._unowned[device]
+            if self._state.devices.get(device.id) is device and not device.owned and not self._confirm(device):
+                self._unowned[device] = None
+                return
+        if self._unowned and not self._confirming:
+            self._confirming = True
+            self._loop.call_later(CONFIRM_PAUSE, self._confirm_some)
+
+    def _confirm(self, device: Device) -> bool:
+        peer, connected = device.peer, device.connected
+        device_id = device.id.encode()
+
+        def on_jti(reply: object) -> None:
+            if reply == 1 and peer is not None and device.peer is peer:
+                peer.close(REVOKED)
+
+        def on_confirm(reply: object) -> None:
+            if device.connected != connected:
+                return
+            if not isinstance(reply, list):
+                self._confirm_later(device)
+            elif reply[0] == 1:
+                device.epoch, device.owned = reply[1], True
+                self._supersede(device, reply[2])
+                self._state.touch(device)
+            elif reply[0] == 0:
+                self._lose(device)
+            else:
+                self._state.forget(device)
+                if device.peer is not None:
+                    device.peer.close(REVOKED)
+
+        if peer is not None and peer.identity.jti:
+            self._store.submit("exists", resp.pack("EXISTS", f"revoked_token:{peer.identity.jti}"), on_jti)
+        keys = (_key(device_id, b"owner"), _key(device_id, b"revoked"))
+        arguments = (self._node, self._worker, connected, self._ttl, device.epoch)
+        return self._store.eval("confirm", keys, arguments, on_confirm)
+
+
+def _seconds(value: object) -> float:
+    """When a password was changed, as other services write it: seconds or milliseconds since the epoch."""
+    try:
+        time_changed = float(value) if isinstance(value, bytes) else 0.0
+    except ValueError:
+        return 0.0
+    return time_changed / 1000 if time_changed > 1e11 else time_changed
+
+
+def _key(device_id: bytes, name: bytes) -> bytes:
+    return b"vz:{d:%b}:%b" % (device_id, name)
