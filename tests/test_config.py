@@ -1,0 +1,304 @@
+"""config.toml, .env, environment, command line: which wins, and the exact line for everything that is refused."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vizora_rt import config
+from vizora_rt.config import ALIASES, SECTIONS, Config
+from vizora_rt.errors import ConfigError
+
+SHIPPED = Path(__file__).parent.parent / "config.toml"
+
+KEYS = [
+    (section, field.name)
+    for section in SECTIONS
+    for field in msgspec.structs.fields(type(getattr(Config(), section)))
+]  # fmt: skip
+
+OTHER: dict[str, tuple[str, Any]] = {
+    # a value that is no default, for every alias
+    "PORT": ("4000", 4000),
+    "REDIS_URL": ("redis://somewhere:1/2", "redis://somewhere:1/2"),
+    "DEVICE_JWT_SECRET": ("sesame", "sesame"),
+    "DEVICE_JWT_SECRET_PREVIOUS": ("sesame", "sesame"),
+    "JWT_SECRET": ("sesame", "sesame"),
+    "JWT_SECRET_PREVIOUS": ("sesame", "sesame"),
+    "INTERNAL_API_SECRET": ("sesame", "sesame"),
+    "METRICS_TOKEN": ("sesame", "sesame"),
+    "CORS_ORIGIN": (" https://a.example ,, http://b.example,", ("https://a.example", "http://b.example")),
+    "SENTRY_DSN": ("https://key@sentry.example/1", "https://key@sentry.example/1"),
+    "SENTRY_TRACES_SAMPLE_RATE": ("0.5", 0.5),
+    "SENTRY_PROFILES_SAMPLE_RATE": ("1", 1.0),
+    "SENTRY_DEBUG": ("true", True),
+    "RELEASE_VERSION": ("1.2.3", "1.2.3"),
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory of the test's own: `.env` is read from there."""
+    monkeypatch.chdir(tmp_path)
+
+
+def get(loaded: Config, section: str, key: str) -> Any:
+    return getattr(getattr(loaded, section), key)
+
+
+def load_text(text: str, environ: dict[str, str] | None = None) -> Config:
+    Path("config.toml").write_text(text)
+    return config.load(Path("config.toml"), environ or {})
+
+
+def refusal(text: str, environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_text(text, environ)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+    return line
+
+
+class TestShippedFile:
+    def test_is_the_defaults(self) -> None:
+        assert config.load(SHIPPED, {"HOME": "/h"}) == config.load(None, {"HOME": "/h"})
+        assert config.load(None, {"HOME": "/h"}) == Config(state_dir="/h/.local/state/vizora-rt")
+
+    @pytest.mark.parametrize(("section", "key"), KEYS)
+    def test_names_the_key_and_says_why(self, section: str, key: str) -> None:
+        body = SHIPPED.read_text().split(f"\n[{section}]\n")[1].split("\n[")[0]
+        found = re.findall(rf"^(?:# )?{key} = \S", body, re.MULTILINE)
+        assert len(found) == 1
+        above = body[: re.search(rf"^(?:# )?{key} = ", body, re.MULTILINE).start()].splitlines()  # type: ignore[union-attr]
+        assert any(line.startswith("# ") for line in above[-4:])
+
+    def test_has_the_sections_in_order(self) -> None:
+        assert tuple(re.findall(r"^\[(\w+)\]$", SHIPPED.read_text(), re.MULTILINE)) == SECTIONS
+
+    @pytest.mark.parametrize("alias", ALIASES)
+    def test_names_the_alias(self, alias: str) -> None:
+        assert re.search(rf"\[{alias}\b", SHIPPED.read_text())
+
+
+class TestPrecedence:
+    def test_environment_over_dotenv_over_file(self) -> None:
+        name = "VIZORA_SERVER__PORT"
+        assert load_text("").server.port == 3001
+        assert load_text("[server]\nport = 1").server.port == 1
+        Path(".env").write_text(f"{name}=2\n")
+        assert load_text("[server]\nport = 1").server.port == 2
+        assert load_text("[server]\nport = 1", {name: "3"}).server.port == 3
+        loaded = config.load(Path("config.toml"), {name: "3"}, {"server": {"port": 4}})
+        assert loaded.server.port == 4
+
+    def test_the_long_name_over_the_alias(self) -> None:
+        assert load_text("", {"PORT": "1", "VIZORA_SERVER__PORT": "2"}).server.port == 2
+
+    def test_only_what_is_named_changes(self) -> None:
+        loaded = config.load(None, {"VIZORA_SERVER__BACKLOG": "7"}, {"server": {"port": 4}, "logging": {}})
+        assert loaded.server == config.Server(port=4, backlog=7)
+        assert loaded.logging == config.Logging()
+
+    def test_without_a_file_and_dotenv(self) -> None:
+        assert config.load(None, {}).server == config.Server()
+
+    def test_dotenv_names_the_environment_and_state(self) -> None:
+        Path(".env").write_text("NODE_ENV=development\nVIZORA_STATE_DIR=/s\nFLAG\n")
+        loaded = config.load(None, {})
+        assert (loaded.environment, loaded.state_dir) == ("development", "/s")
+
+    @pytest.mark.parametrize(
+        ("environ", "environment"),
+        [
+            ({}, "production"),
+            ({"NODE_ENV": "staging"}, "staging"),
+            ({"NODE_ENV": "staging", "VIZORA_ENV": "development"}, "development"),
+            ({"NODE_ENV": "", "VIZORA_ENV": ""}, "production"),
+        ],
+    )
+    def test_environment(self, environ: dict[str, str], environment: str) -> None:
+        loaded = config.load(None, environ)
+        assert loaded.environment == environment
+        assert loaded.development is (environment == "development")
+
+    @pytest.mark.parametrize(
+        ("environ", "directory"),
+        [
+            ({"HOME": "/h"}, "/h/.local/state/vizora-rt"),
+            ({"HOME": "/h", "STATE_DIRECTORY": "/var/lib/a"}, "/var/lib/a"),
+            ({"HOME": "/h", "STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}, "/var/lib/a"),
+            ({"HOME": "/h", "STATE_DIRECTORY": "/var/lib/a", "VIZORA_STATE_DIR": "/own"}, "/own"),
+            ({"HOME": "/h", "STATE_DIRECTORY": "", "VIZORA_STATE_DIR": ""}, "/h/.local/state/vizora-rt"),
+        ],
+    )
+    def test_state_directory(self, environ: dict[str, str], directory: str) -> None:
+        assert config.state_dir(environ) == Path(directory)
+        assert config.load(None, environ).state_dir == directory
+
+    def test_state_directory_without_home(self) -> None:
+        assert config.state_dir({}) == Path.home() / ".local" / "state" / "vizora-rt"
+
+
+class TestAliases:
+    def test_all_are_tested(self) -> None:
+        assert set(OTHER) == set(ALIASES)
+
+    @pytest.mark.parametrize("alias", ALIASES)
+    def test_alias(self, alias: str) -> None:
+        text, value = OTHER[alias]
+        section, key = ALIASES[alias]
+        assert get(Config(), section, key) != value
+        assert get(config.load(None, {alias: text}), section, key) == value
+        assert get(config.load(None, {alias: ""}), section, key) == get(Config(), section, key)
+        name = f"VIZORA_{section}__{key}".upper()
+        assert get(config.load(None, {name: text}), section, key) == value
+
+    @pytest.mark.parametrize(("section", "key"), KEYS)
+    def test_every_key_has_a_variable(self, section: str, key: str) -> None:
+        """The default, written as a variable, is read back as the default: no type is out of reach of a string."""
+        value = get(Config(), section, key)
+        text = "null" if value is None else ",".join(value) if isinstance(value, tuple) else str(value).lower()
+        if isinstance(value, str):
+            text = value
+        assert get(config.load(None, {f"VIZORA_{section}__{key}".upper(): text}), section, key) == value
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("[nope]\na = 1", "config.toml:1: unknown section or key `nope`"),
+            ("# a\n\nport = 1", "config.toml:3: unknown section or key `port`"),
+            ("environment = 'x'", "config.toml:1: unknown section or key `environment`"),
+            ("\nlimits = 5", "config.toml:2: `limits` is a section: write [limits]"),
+            ("[server]\n[limits]\n\nport = 1", "config.toml:4: limits.port: unknown key"),
+            ("[server.x]\ny = 1", "config.toml: server.x: unknown key"),
+            ("[limits]\n[server]\nport = 'x'", "config.toml:3: server.port: expected `int`, got `str`"),
+            ("[ server ]\n  'port' = 'x'", "config.toml:2: server.port: expected `int`, got `str`"),
+            ("[server]\nport = 65536", "config.toml:2: server.port: expected `int` <= 65535"),
+            ("[server]\nport = true", "config.toml:2: server.port: expected `int`, got `bool`"),
+            ("[server]\nbacklog = 0", "config.toml:2: server.backlog: expected `int` >= 1"),
+            ("[server]\nworkers = -1", "config.toml:2: server.workers: expected `int` >= 0"),
+            ("[server]\ndrain_seconds = 0", "config.toml:2: server.drain_seconds: expected `float` > 0.0"),
+            ("[server]\ndrain_seconds = nan", "config.toml:2: server.drain_seconds: expected `float` > 0.0"),
+            ("[limits]\nmax_connections = 0", "config.toml:2: limits.max_connections: expected `int` >= 1"),
+            ("[player]\nheartbeat_interval = 999", "config.toml:2: player.heartbeat_interval: expected `int` >= 1000"),
+            ("[player]\nauto_update = 1", "config.toml:2: player.auto_update: expected `bool`, got `int`"),
+            ("[auth]\nalgorithm = 'none'", "config.toml:2: auth.algorithm: invalid enum value 'none'"),
+            ("[auth]\ncors_origins = ['a', 1]", "config.toml:2: auth.cors_origins[1]: expected `str`, got `int`"),
+            ("[sentry]\ntraces_sample_rate = 1.1", "config.toml:2: sentry.traces_sample_rate: expected `float` <= 1.0"),
+            ("[logging]\nlevel = 'debug'", "config.toml:2: logging.level: invalid enum value 'debug'"),
+            ("[redis]\nurl = 'http://h'", "redis.url: must begin with redis:// or unix://"),
+        ],
+    )
+    def test_file(self, text: str, line: str) -> None:
+        assert refusal(text) == line
+
+    @pytest.mark.parametrize("text", ["x", "[server]\nport = 1\nport = 2", "[server", "a = 'b"])
+    def test_not_toml(self, text: str) -> None:
+        assert refusal(text).startswith("config.toml: ")
+
+    def test_no_such_file(self) -> None:
+        with pytest.raises(ConfigError, match=r"^absent\.toml: No such file or directory$"):
+            config.load(Path("absent.toml"), {})
+
+    def test_a_directory(self) -> None:
+        with pytest.raises(ConfigError, match=r": Is a directory$"):
+            config.load(Path(), {})
+
+    def test_not_utf8(self) -> None:
+        Path("config.toml").write_bytes(b"# \xff\n")
+        with pytest.raises(ConfigError, match=r"^config\.toml: not UTF-8$"):
+            config.load(Path("config.toml"), {})
+
+    @pytest.mark.parametrize(
+        ("name", "value", "line"),
+        [
+            ("PORT", "x", "environment: PORT: expected `int`, got `str`"),
+            ("PORT", "70000", "environment: PORT: expected `int` <= 65535"),
+            ("SENTRY_DEBUG", "maybe", "environment: SENTRY_DEBUG: expected `bool`, got `str`"),
+            ("VIZORA_SERVER__PORT", "", "environment: VIZORA_SERVER__PORT: expected `int`, got `str`"),
+            ("VIZORA_SERVER__PROT", "1", "environment: VIZORA_SERVER__PROT: there is no key `server.prot`"),
+            ("VIZORA_SEVER__PORT", "1", "environment: VIZORA_SEVER__PORT: there is no key `sever.port`"),
+            ("VIZORA_ENVIRONMENT__X", "1", "environment: VIZORA_ENVIRONMENT__X: there is no key `environment.x`"),
+            ("VIZORA_METRICS__PUBLIC", "yes", "environment: VIZORA_METRICS__PUBLIC: expected `bool`, got `str`"),
+            ("REDIS_URL", "sesame", "redis.url: must begin with redis:// or unix://"),
+        ],
+    )
+    def test_environment(self, name: str, value: str, line: str) -> None:
+        assert refusal("", {name: value}) == line
+
+    @pytest.mark.parametrize("url", ["redis://h", "rediss://u:p@h:1/2", "unix:///run/x.sock", "valkey://h"])
+    def test_redis_urls(self, url: str) -> None:
+        assert config.load(None, {"REDIS_URL": url}).redis.url == url
+
+    def test_more_connections_than_descriptors(self) -> None:
+        room = config.descriptor_room()
+        assert load_text(f"[limits]\nmax_connections = {room}").max_connections == room
+        assert load_text("").max_connections == room
+        assert refusal(f"[limits]\nmax_connections = {room + 1}") == (
+            f"limits.max_connections: {room + 1} is above {room}, what the descriptor limit of this process allows: "
+            f"raise LimitNOFILE (ulimit -n) to {room + 201} or lower the key"
+        )
+
+    def test_workers(self) -> None:
+        assert load_text("[server]\nworkers = 3").workers == 3
+        assert load_text("").workers >= 1
+
+
+class TestSecrets:
+    SECRETS = ("REDIS_URL", "DEVICE_JWT_SECRET", "DEVICE_JWT_SECRET_PREVIOUS", "JWT_SECRET", "JWT_SECRET_PREVIOUS",
+               "INTERNAL_API_SECRET", "METRICS_TOKEN")  # fmt: skip
+
+    def test_no_secret_in_repr(self) -> None:
+        environ = dict.fromkeys(self.SECRETS, "redis://sesame")
+        loaded = config.load(None, environ)
+        assert loaded.auth.jwt_secret == "redis://sesame"
+        for shown in (repr(loaded), str(loaded), f"{loaded.auth} {loaded.redis} {loaded.metrics}"):
+            assert "sesame" not in shown
+
+    @pytest.mark.parametrize("name", SECRETS)
+    def test_no_secret_in_a_refusal(self, name: str) -> None:
+        section, key = ALIASES[name]
+        for text in (f"[{section}]\n{key} = ['sesame']", f"[{section}]\n{key} = 'sesame'\nport = 1"):
+            assert "sesame" not in refusal(text)
+
+    def test_travels_to_a_worker_whole(self) -> None:
+        loaded = config.load(SHIPPED, {name: text for name, (text, _) in OTHER.items()})
+        assert config.decode(config.encode(loaded)) == loaded
+
+
+VARIABLES = [*ALIASES, *(f"VIZORA_{section}__{key}".upper() for section, key in KEYS), "VIZORA_X__Y", "VIZORA_ENV"]
+
+
+class TestAnything:
+    @given(
+        st.dictionaries(
+            st.sampled_from(VARIABLES),
+            st.one_of(st.text(max_size=30), st.integers().map(str), st.floats().map(str), st.just("null")),
+            max_size=5,
+        )
+    )
+    @settings(max_examples=500, deadline=None)
+    def test_environment(self, environ: dict[str, str]) -> None:
+        try:
+            loaded = config.load(None, environ)
+        except ConfigError as error:
+            assert str(error).startswith(("environment: ", "configuration", "limits.", "redis.url: "))
+        else:
+            assert isinstance(loaded, Config)
+
+    @given(st.text(alphabet="[]server.port=123'\"\n# ", max_size=60))
+    @settings(max_examples=500, deadline=None)
+    def test_file(self, text: str) -> None:
+        try:
+            loaded = load_text(text)
+        except ConfigError as error:
+            assert str(error).startswith("config.toml")
+        else:
+            assert isinstance(loaded, Config)
