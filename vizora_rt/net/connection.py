@@ -14,7 +14,7 @@ from vizora_rt.errors import SILENT, SLOW_CONSUMER, Close
 from vizora_rt.metrics import Cell
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import messages
-from vizora_rt.wire.session import OPEN, Session
+from vizora_rt.wire.session import CLOSING, OPEN, Session
 
 CLOSE_SECONDS: Final = 5.0
 """How long a closing handshake may take before the transport is cut."""
@@ -63,6 +63,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_app",
         "_corked",
+        "_early",
         "_pinged",
         "_stalled",
         "_terms",
@@ -87,28 +88,41 @@ class Connection(asyncio.Protocol):
         self.last_seen = terms.wheel.now
         self._pinged = False
         self._corked = False
+        self._early = b""
         self._stalled = 0.0
 
-    def attach(self, transport: asyncio.Transport, handshake: bytes) -> None:
-        """Take over `transport`; what the application queues before `release` goes out with the handshake's answer."""
+    def attach(self, transport: asyncio.Transport, handshake: bytes, early: bytes = b"") -> None:
+        """Take over `transport`, which is not reading; `early` came behind the request.
+
+        What the application sends before `release` goes out with the handshake's answer.
+        """
         self.transport = transport
-        transport.set_protocol(self)
         self._corked = True
+        self._early = early
+        transport.set_protocol(self)
         self.session.send_raw(handshake)
         self._terms.wheel.add(self, self._terms.ping_after)
 
     def release(self) -> None:
-        """Write what was corked."""
+        """Write what was corked, and read."""
         self._corked = False
         self._flush()
+        if self.transport is not None and not self._stalled:
+            self.transport.resume_reading()
+        early, self._early = self._early, b""
+        if early:
+            self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
         terms = self._terms
         self.last_seen = terms.wheel.now
         terms.bytes_in.value += len(data)
         self._corked = True
-        for payload in self.session.receive(data):
+        session = self.session
+        for payload in session.receive(data):
             self._app.message(self, payload)
+            if session.state == CLOSING:
+                break
         self._corked = False
         self._flush()
 

@@ -6,7 +6,8 @@ It joins the parts: who may come in (app/auth, app/limits), what a message means
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from time import perf_counter_ns
 from typing import Final
 
@@ -112,6 +113,7 @@ class Gateway:
         self._admitting = 0
         self._handshake_timer = metrics.timer("ws_handshake_duration_seconds")
         self.draining = False
+        self._empty = asyncio.Event()
         metrics.on_collect(self._recount)
 
     @property
@@ -279,7 +281,7 @@ class Gateway:
         started: int,
         extra: dict[str, object] | None = None,
     ) -> None:
-        """Answer with a negative ack, or the event `error` where no ack was asked for; close after too many in a row."""
+        """Answer with a negative ack, or the event `error` where none was asked for; close after too many in a row."""
         self._clock.now()
         extra = extra or {}
         if ack_id is not None:
@@ -334,6 +336,8 @@ class Gateway:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
+        if self.draining and not self._connections:
+            self._empty.set()
         self.state.leave(connection)
         identity, address, cause = connection.identity, connection.address, connection.session.closed_by
         left = self._addresses.get(address, 0) - 1
@@ -351,6 +355,8 @@ class Gateway:
     async def drain(self, seconds: float) -> None:
         """Tell all clients to reconnect, spread over half of `seconds`, and wait until they are gone or time is up."""
         self.draining = True
+        if not self._connections:
+            self._empty.set()
         started = self._loop.time()
         leaving = list(self._connections)
         turns = range(0, len(leaving), GOODBYES_A_TURN)
@@ -360,8 +366,11 @@ class Gateway:
                 connection.send("server:shutdown", b'{"reconnect":true,"retryAfterMs":%d}' % (RETRY_AFTER * 200))
                 connection.close(errors.RESTARTING)
             await asyncio.sleep(pause)
-        while self._connections and self._loop.time() - started < seconds:
-            await asyncio.sleep(0.02)
+        try:
+            async with asyncio.timeout(max(0.0, started + seconds - self._loop.time())):
+                await self._empty.wait()
+        except TimeoutError:
+            pass
         for connection in list(self._connections):
             connection.abort()
 
@@ -375,21 +384,22 @@ class Gateway:
         if isinstance(device_id, str) and isinstance(epoch, int):
             self._presence.superseded(device_id, epoch)
 
-    def device_rows(self, limit: int) -> list[list[object]]:
-        """Up to `limit` devices whose series are behind: id, organisation, status, CPU, memory, heartbeats ok, failed."""
-        rows: list[list[object]] = []
-        unreported = self.state.unreported
-        while unreported and len(rows) < limit:
-            device, _ = unreported.popitem()
-            device.reported = False
-            beat = device.heartbeat.metrics if device.heartbeat is not None else None
-            cpu, memory = (beat.cpu_usage, beat.memory_usage) if beat is not None else (None, None)
-            online = int(device.peer is not None)
-            rows.append(
-                [device.id, device.organization_id, online, cpu, memory, device.heartbeats_ok, device.heartbeats_failed]
-            )
-            device.heartbeats_ok = device.heartbeats_failed = 0
-        return rows
+    def device_rows(self, limit: int) -> Iterator[list[list[object]]]:
+        """Devices whose series are behind, `limit` at a time: id, organisation, status, CPU, memory, heartbeats ok and
+        failed since the last time."""
+        unreported, self.state.unreported = self.state.unreported, {}
+        devices = iter(unreported)
+        while chunk := list(islice(devices, limit)):
+            yield [self._row(device) for device in chunk]
+
+    def _row(self, device: Device) -> list[object]:
+        device.reported = False
+        beat = device.heartbeat.metrics if device.heartbeat is not None else None
+        cpu, memory = (beat.cpu_usage, beat.memory_usage) if beat is not None else (None, None)
+        online = int(device.peer is not None)
+        row = [device.id, device.organization_id, online, cpu, memory, device.heartbeats_ok, device.heartbeats_failed]
+        device.heartbeats_ok = device.heartbeats_failed = 0
+        return row
 
     def _recount(self) -> None:
         metrics = self._metrics

@@ -1,4 +1,4 @@
-"""Who owns a device, and what Redis knows of it: claims, coalesced status writes, offline, confirmation after an outage.
+"""Who owns a device and what Redis knows of it: claims, coalesced status writes, offline, confirmation after outages.
 
 Every key of a device carries one hash tag, so each script below touches one slot of a cluster. The owner key is
 `<epoch> <node> <worker> <connected us>`; whoever holds the highest epoch owns the device.

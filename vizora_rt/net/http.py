@@ -1,0 +1,360 @@
+"""HTTP on the client port: the upgrade at /ws, and the routes of operators and backends.
+
+A connection serves one request after the other. What a route does may take a while (`Awaitable`); meanwhile nothing
+more is read. Deadlines are the timer wheel's: a request must be whole 10 s after its first byte, a quiet connection
+goes after a minute.
+"""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import perf_counter_ns
+from typing import Any, Final, cast
+
+from vizora_rt import errors, metrics, report
+from vizora_rt.config import Config
+from vizora_rt.errors import Refusal
+from vizora_rt.metrics import Metrics
+from vizora_rt.net.connection import Connection
+from vizora_rt.net.gateway import RETRY_AFTER, Gateway
+from vizora_rt.net.store import Store
+from vizora_rt.net.timers import Wheel
+from vizora_rt.wire import http, messages, resp
+from vizora_rt.wire.http import Request, RequestParser
+from vizora_rt.wire.resp import ReplyError
+
+log = report.logger("http")
+
+SERVICE: Final = "vizora-rt"
+
+KEEP_ALIVE_SECONDS: Final = 60.0
+"""A quiet connection goes after four of Prometheus' usual scrape intervals."""
+
+SPARE_CONNECTIONS: Final = 100
+"""Beyond `max_connections` of clients: half of the descriptor reserve, for health checks and scrapes at the limit."""
+
+PING: Final = resp.pack("PING")
+HEALTH_SECONDS: Final = 1.0
+
+FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
+
+
+@dataclass(slots=True)
+class Response:
+    """What a route answers."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Answer = Response | Awaitable[Response]
+Route = Callable[[Request, "Exchange"], Answer]
+Ask = Callable[..., None]
+
+
+def json_response(status: int, value: Any) -> Response:
+    return Response(status, messages.dumps(value))
+
+
+def refuse(refusal: Refusal, **more: object) -> Response:
+    """The one shape of all refusals. A passing one says when to come back."""
+    body = {"code": refusal.code, "message": refusal.message, "retryable": refusal.retryable, **more}
+    passing = refusal.status in (429, 503)
+    return Response(
+        refusal.status, messages.dumps(body), headers=(("Retry-After", str(RETRY_AFTER)),) if passing else ()
+    )
+
+
+class Server:
+    """The routes, and what all exchanges of a worker share."""
+
+    def __init__(
+        self, config: Config, gateway: Gateway, metrics: Metrics, wheel: Wheel, store: Store, ask: Ask
+    ) -> None:
+        self.config = config
+        self.gateway = gateway
+        self.metrics = metrics
+        self.wheel = wheel
+        self.exchanges = 0
+        self.limit = config.max_connections + SPARE_CONNECTIONS
+        self._store = store
+        self._ask = ask
+        self._started = time.monotonic()
+        self._routes: dict[str, dict[str, Route]] = {
+            "/metrics": {"GET": self._metrics_route},
+            "/internal/metrics": {"GET": self._metrics_route},
+            "/health": {"GET": self._health},
+            "/health/live": {"GET": lambda request, exchange: json_response(200, {"status": "live"})},
+            "/health/ready": {"GET": self._ready},
+            "/status": {"GET": self._status},
+        }
+
+    def exchange(self) -> "Exchange":
+        """The protocol of a new TCP connection."""
+        return Exchange(self)
+
+    def answer(self, request: Request, exchange: "Exchange") -> tuple[str, Answer]:
+        """The route pattern and the answer."""
+        methods = self._routes.get(request.path)
+        if methods is None:
+            return "unmatched", refuse(errors.NOT_FOUND)
+        route = methods.get("GET" if request.method == "HEAD" else request.method)
+        if route is None:
+            allowed = ", ".join((*methods, "HEAD") if "GET" in methods else methods)
+            answer = refuse(errors.METHOD_NOT_ALLOWED)
+            answer.headers = (("Allow", allowed),)
+            return request.path, answer
+        try:
+            return request.path, route(request, exchange)
+        except Exception as error:
+            log.exception("route failed", error, path=request.path)
+            return request.path, refuse(errors.INTERNAL)
+
+    def count(self, method: str, path: str, status: int, ns: int) -> None:
+        known = self.metrics.method(method)
+        self.metrics.counter("http_requests_total", known, path, str(status)).value += 1
+        self.metrics.timer("http_request_duration_seconds", known, path).observe(ns)
+
+    # Routes
+
+    async def _metrics_route(self, request: Request, exchange: "Exchange") -> Response:
+        if not self._may_scrape(request, exchange):
+            return refuse(errors.FORBIDDEN)
+        openmetrics, content_type = metrics.negotiate(request.headers.get("accept", ""))
+        compress = "gzip" in request.headers.get("accept-encoding", "")
+        body = await self._asked("metrics", openmetrics, compress)
+        if body is None:
+            return refuse(errors.OVERLOADED)
+        encoding = (("Content-Encoding", "gzip"),) if compress else ()
+        return Response(200, body, content_type, (*encoding, ("Vary", "Accept, Accept-Encoding")))
+
+    def _may_scrape(self, request: Request, exchange: "Exchange") -> bool:
+        settings = self.config.metrics
+        if settings.public:
+            return True
+        if settings.token:
+            scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), settings.token.encode()):
+                return True
+        # A proxy on this machine connects from loopback too: then it says for whom.
+        return exchange.address.startswith(LOOPBACK) and not any(name in request.headers for name in FORWARDED)
+
+    async def _health(self, request: Request, exchange: "Exchange") -> Response:
+        latency, status = await asyncio.gather(self._redis_latency(), self._asked("status"))
+        workers = messages.loads(status)["workers"] if status is not None else []
+        up = sum(worker["state"] == "ready" for worker in workers)
+        whole = latency is not None and up >= self.config.workers
+        word = "unhealthy" if self.gateway.draining else "healthy" if whole else "degraded"
+        body = {
+            "status": word,
+            "service": SERVICE,
+            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "uptime": round(time.monotonic() - self._started, 3),
+            "dependencies": {
+                "redis": {"status": "down" if latency is None else "up", "latencyMs": latency},
+                "workers": {
+                    "status": "up" if up >= self.config.workers else "degraded",
+                    "up": up,
+                    "of": self.config.workers,
+                },
+            },
+        }
+        return json_response(200, body)
+
+    def _ready(self, request: Request, exchange: "Exchange") -> Response:
+        if self.gateway.draining:
+            return refuse(errors.DRAINING)
+        # A worker that answers is one that is up.
+        return json_response(200, {"status": "ready"}) if self._store.up else refuse(errors.STORE_UNAVAILABLE)
+
+    async def _status(self, request: Request, exchange: "Exchange") -> Response:
+        body = await self._asked("status")
+        return Response(200, body) if body is not None else refuse(errors.OVERLOADED)
+
+    async def _asked(self, what: str, openmetrics: bool = False, compress: bool = False) -> bytes | None:
+        answered: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+        def on_answer(body: bytes | None) -> None:
+            if not answered.done():
+                answered.set_result(body)
+
+        self._ask(what, openmetrics, on_answer, compress)
+        return await answered
+
+    async def _redis_latency(self) -> float | None:
+        started = perf_counter_ns()
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                reply = await self._store.request("ping", PING)
+        except TimeoutError:
+            return None
+        return None if isinstance(reply, ReplyError) else (perf_counter_ns() - started) / 1e6
+
+
+class Exchange(asyncio.Protocol):
+    """One TCP connection until it is upgraded or ends."""
+
+    __slots__ = ("_busy", "_deadline", "_parser", "_server", "_started", "_task", "address", "transport")
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._parser: RequestParser | None = None
+        self._busy = False
+        self._deadline = 0.0
+        self._started = 0
+        self._task: asyncio.Task[None] | None = None
+        self.address = ""
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        server = self._server
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if peer else ""
+        server.exchanges += 1
+        if server.exchanges + server.gateway.connections > server.limit:
+            self.transport.abort()
+            return
+        limits = server.config.limits
+        self._parser = RequestParser(limits.header_bytes, limits.body_bytes)
+        self._await_request(limits.handshake_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._left()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _left(self) -> None:
+        if self.transport is not None:
+            self.transport = None
+            self._parser = None
+            self._server.exchanges -= 1
+
+    def _await_request(self, seconds: float) -> None:
+        now = self._server.wheel.now
+        if self._deadline <= now:
+            self._server.wheel.add(self, seconds)
+        self._deadline = now + seconds
+
+    def on_timer(self, now: float) -> float | None:
+        parser = self._parser
+        if self.transport is None or parser is None:
+            return None
+        if self._busy:
+            return self._server.config.limits.handshake_seconds
+        if now < self._deadline:
+            return self._deadline - now
+        if parser.started:
+            self._finish(http_refusal(errors.REQUEST_TIMEOUT))
+        else:
+            self.transport.close()
+        return None
+
+    def data_received(self, data: bytes) -> None:
+        parser, transport = self._parser, self.transport
+        if parser is None or transport is None:
+            return
+        if not parser.started:
+            self._await_request(self._server.config.limits.handshake_seconds)
+        outcome = parser.feed(data)
+        if outcome is None:
+            if parser.interim:
+                transport.write(parser.interim)
+            return
+        self._started = perf_counter_ns()
+        if isinstance(outcome, Refusal):
+            self._server.count("other", "unmatched", outcome.status, 0)
+            self._finish(http_refusal(outcome))
+        elif outcome.path == "/ws":
+            self._upgrade(outcome)
+        else:
+            self._serve(outcome)
+
+    def _finish(self, output: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(output)
+            self.transport.close()
+            self._parser = None
+
+    # The opening handshake
+
+    def _upgrade(self, request: Request) -> None:
+        accept = http.check_upgrade(request)
+        if isinstance(accept, Refusal):
+            self._send(request, "/ws", refuse(accept))
+            return
+        self._busy = True
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+        def settle(outcome: Connection | Refusal, subprotocol: str) -> None:
+            transport, parser = self.transport, self._parser
+            if transport is None or parser is None:
+                return
+            if isinstance(outcome, Refusal):
+                self._finish(http_refusal(outcome))
+                return
+            rest = parser.rest
+            self._left()
+            outcome.attach(transport, http.upgrade_response(accept, subprotocol or None), rest)
+            self._server.gateway.handshaken(perf_counter_ns() - self._started)
+
+        self._server.gateway.admit(request, self.address, settle)
+
+    # Routes
+
+    def _serve(self, request: Request) -> None:
+        path, answer = self._server.answer(request, self)
+        if isinstance(answer, Response):
+            self._send(request, path, answer)
+            return
+        self._busy = True
+        if self.transport is not None:
+            self.transport.pause_reading()
+        self._task = asyncio.ensure_future(self._await_answer(request, path, answer))
+
+    async def _await_answer(self, request: Request, path: str, answer: Awaitable[Response]) -> None:
+        try:
+            response = await answer
+        except Exception as error:
+            log.exception("route failed", error, path=path)
+            response = refuse(errors.INTERNAL)
+        self._task = None
+        self._send(request, path, response)
+
+    def _send(self, request: Request, path: str, answer: Response) -> None:
+        """Answer, then go on with what has come meanwhile."""
+        transport, parser = self.transport, self._parser
+        server = self._server
+        if path != "/ws":
+            server.count(request.method, path, answer.status, perf_counter_ns() - self._started)
+        if transport is None or parser is None:
+            return
+        keep_alive = request.keep_alive and not server.gateway.draining
+        output = http.response(
+            answer.status, answer.body, answer.content_type, answer.headers, keep_alive, request.method == "HEAD"
+        )
+        transport.write(output)
+        if not keep_alive:
+            transport.close()
+            self._parser = None
+            return
+        self._await_request(KEEP_ALIVE_SECONDS)
+        if self._busy:
+            self._busy = False
+            transport.resume_reading()
+        if parser.rest:
+            asyncio.get_running_loop().call_soon(self.data_received, parser.rest)
+            parser.rest = b""
+
+
+def http_refusal(refusal: Refusal) -> bytes:
+    """A refusal after which the connection ends."""
+    answer = refuse(refusal)
+    return http.response(answer.status, answer.body, headers=answer.headers, keep_alive=False)
