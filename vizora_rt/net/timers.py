@@ -41,7 +41,6 @@ class Wheel:
         self._turned = int(self.now // tick)
         self._slots: dict[int, list[Timed]] = {}
         self._due: deque[Timed] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.Handle | None = None
         self._rest: asyncio.Handle | None = None
 
@@ -55,15 +54,14 @@ class Wheel:
 
     def start(self) -> None:
         """Tick on the running loop until `stop`."""
-        self._loop = asyncio.get_running_loop()
-        self._handle = self._loop.call_later(self._tick, self._on_tick)
+        self._handle = asyncio.get_running_loop().call_later(self._tick, self._on_tick)
 
     def stop(self) -> None:
         """Tick no more and let go of all entries: they may refer to whole connections."""
         for handle in (self._handle, self._rest):
             if handle is not None:
                 handle.cancel()
-        self._loop = self._handle = self._rest = None
+        self._handle = self._rest = None
         self._slots.clear()
         self._due.clear()
 
@@ -104,12 +102,11 @@ class Wheel:
             entries.append(timed)
 
     def _on_tick(self) -> None:
-        if self._loop is not None:
-            self._handle = self._loop.call_later(self._tick, self._on_tick)
-            if self._rest is None:
-                self._run()
+        self.start()
+        if self._rest is None:
+            self._run()
 
     def _run(self) -> None:
         self._rest = None
-        if self.turn() and self._loop is not None:
-            self._rest = self._loop.call_soon(self._run)
+        if self.turn():
+            self._rest = asyncio.get_running_loop().call_soon(self._run)
