@@ -1,6 +1,7 @@
 """config.toml, .env, environment, command line: which wins, and the exact line for everything that is refused."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,108 @@ class TestSecrets:
     def test_travels_to_a_worker_whole(self) -> None:
         loaded = config.load(SHIPPED, {name: text for name, (text, _) in OTHER.items()})
         assert config.decode(config.encode(loaded)) == loaded
+
+
+class TestDevelopmentSecrets:
+    """`with_secrets`: required outside development; made once, and kept private, in it."""
+
+    KEYS = ("device_jwt_secret", "jwt_secret", "internal_api_secret")
+
+    @staticmethod
+    def development(state: Path, **environ: str) -> Config:
+        return config.load(None, {"VIZORA_ENV": "development", "VIZORA_STATE_DIR": str(state), **environ})
+
+    @pytest.mark.parametrize(
+        ("environ", "missing"),
+        [
+            ({}, "DEVICE_JWT_SECRET and JWT_SECRET"),
+            ({"JWT_SECRET": "a"}, "DEVICE_JWT_SECRET"),
+            ({"DEVICE_JWT_SECRET": "a"}, "JWT_SECRET"),
+        ],
+    )
+    def test_required(self, environ: dict[str, str], missing: str) -> None:
+        for name in ("production", "staging"):
+            with pytest.raises(ConfigError) as caught:
+                config.with_secrets(config.load(None, {"VIZORA_ENV": name, **environ}))
+            assert str(caught.value) == f"environment: {missing} must be set outside development (VIZORA_ENV)"
+
+    def test_taken_as_configured(self, tmp_path: Path) -> None:
+        state = str(tmp_path / "state")
+        given = config.load(None, {"DEVICE_JWT_SECRET": "a", "JWT_SECRET": "b", "VIZORA_STATE_DIR": state})
+        assert config.with_secrets(given) == given
+        assert not Path(state).exists()
+
+    def test_made_once(self, tmp_path: Path) -> None:
+        state = tmp_path / "a" / "state"
+        first = config.with_secrets(self.development(state))
+        assert len({getattr(first.auth, key) for key in self.KEYS}) == 3
+        assert all(len(getattr(first.auth, key)) >= 32 for key in self.KEYS)
+        assert config.with_secrets(self.development(state)) == first
+        assert config.with_secrets(self.development(tmp_path / "b")).auth != first.auth
+
+    def test_the_configured_win(self, tmp_path: Path) -> None:
+        made = config.with_secrets(self.development(tmp_path))
+        own = config.with_secrets(self.development(tmp_path, JWT_SECRET="own"))
+        assert own.auth == msgspec.structs.replace(made.auth, jwt_secret="own")
+
+    def test_for_the_owner_only(self, tmp_path: Path) -> None:
+        state = tmp_path / "state"
+        config.with_secrets(self.development(state))
+        assert [path.name for path in state.iterdir()] == ["secrets.json"]
+        assert (state / "secrets.json").stat().st_mode & 0o077 == 0
+        assert state.stat().st_mode & 0o077 == 0
+
+    def test_made_by_several_at_once(self, tmp_path: Path) -> None:
+        loaded = self.development(tmp_path / "state")
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: config.with_secrets(loaded), range(32)))
+        assert all(each == found[0] for each in found)
+
+    @pytest.mark.parametrize(
+        ("content", "line"),
+        [
+            (b"{", "not JSON; remove it to have it made again"),
+            (b"\xff", "not JSON; remove it to have it made again"),
+            (b"[]", "must hold device_jwt_secret, jwt_secret, internal_api_secret; remove it to have it made again"),
+            (
+                b'{"jwt_secret": "sesame"}',
+                "must hold device_jwt_secret, jwt_secret, internal_api_secret; remove it to have it made again",
+            ),
+        ],
+    )
+    def test_spoilt(self, tmp_path: Path, content: bytes, line: str) -> None:
+        file = tmp_path / "secrets.json"
+        file.write_bytes(content)
+        with pytest.raises(ConfigError) as caught:
+            config.with_secrets(self.development(tmp_path))
+        assert str(caught.value) == f"{file}: {line}"
+
+    def test_no_place_for_them(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ConfigError, match=r"file/secrets\.json: (Not a directory|File exists)$"):
+            config.with_secrets(self.development(tmp_path / "file"))
+
+
+class TestReload:
+    def test_takes_what_a_running_service_can(self) -> None:
+        running = config.load(None, {"VIZORA_STATE_DIR": "/old"})
+        new = load_text("[limits]\nmessages_per_minute = 7\n[server]\ndrain_seconds = 3", {"VIZORA_STATE_DIR": "/new"})
+        taken, kept = config.reloaded(running, new)
+        assert kept == []
+        assert (taken.limits.messages_per_minute, taken.server.drain_seconds, taken.state_dir) == (7, 3.0, "/old")
+
+    def test_keeps_what_needs_a_restart(self) -> None:
+        running = load_text("[server]\nport = 1\nhost = 'a'\nworkers = 2")
+        new = load_text("[server]\nport = 2\nhost = 'b'\nworkers = 3\nbacklog = 9")
+        taken, kept = config.reloaded(running, new)
+        assert kept == ["server.host", "server.port", "server.workers"]
+        assert taken.server == config.Server(port=1, host="a", workers=2, backlog=9)
+
+    def test_another_redis_but_not_from_or_to_the_embedded_one(self) -> None:
+        none, one, other = (config.load(None, {"REDIS_URL": url}) for url in ("", "redis://a", "redis://b"))
+        assert config.reloaded(one, other) == (other, [])
+        assert config.reloaded(none, one) == (none, ["redis.url"])
+        assert config.reloaded(one, none) == (one, ["redis.url"])
 
 
 VARIABLES = [*ALIASES, *(f"VIZORA_{section}__{key}".upper() for section, key in KEYS), "VIZORA_X__Y", "VIZORA_ENV"]
