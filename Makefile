@@ -1,0 +1,75 @@
+# Needs make and Python 3.11 or newer with its venv module; everything else is installed into .venv.
+# `make PYTHON=/path/to/python3.12 demo` chooses the Python. `make demo ARGS=...` passes options on.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PYTHON ?=
+ARGS ?=
+
+.PHONY: help demo test lint soak bench bench-compare clean
+
+help:
+	@echo "make demo           start a gateway and simulated screens"
+	@echo "make test           lint, types and tests: what CI runs"
+	@echo "make lint           ruff and mypy alone"
+	@echo "make soak           the long tests"
+	@echo "make bench          micro-benchmarks; saves the run in .benchmarks"
+	@echo "make bench-compare  the same, beside the last saved run"
+	@echo "make clean          remove what make made"
+
+demo: $(VENV)/.installed
+	@exec $(BIN)/vizora-rt demo $(ARGS)
+
+test: lint
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+soak: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+# addopts is for tests: it switches benchmarks off.
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -o addopts= bench --benchmark-only --benchmark-autosave $(ARGS)
+
+bench-compare: $(VENV)/.installed-dev
+	@test -d .benchmarks || { echo "Nothing to compare with: run make bench first." >&2; exit 1; }
+	@$(BIN)/python -m pytest -o addopts= bench --benchmark-only --benchmark-compare --benchmark-sort=name $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find vizora_rt tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps are older than pyproject.toml when its dependencies may have changed; the second run costs nothing.
+$(VENV)/.installed: pyproject.toml
+	@$(VENV_READY)
+	@echo "installing into $(VENV) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	@$(VENV_READY)
+	@echo "installing into $(VENV), with what tests need ..."
+	@$(PIP) --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+# A pyenv shim named python3.12 exists without that Python behind it: candidates are run, not looked up.
+FIT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+define VENV_READY
+if ! $(BIN)/python -c '$(FIT)' 2>/dev/null; then \
+	for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+		if "$$python" -c '$(FIT)' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "No Python 3.11 or newer with its venv module was found$(if $(PYTHON), as $(PYTHON)). On Debian or" \
+			"Ubuntu: apt-get install python3 python3-venv. Elsewhere: make PYTHON=/path/to/python3.12 ..." >&2; \
+		exit 1; \
+	fi; \
+	rm -rf $(VENV) && "$$found" -m venv $(VENV) || exit 1; \
+fi
+endef
