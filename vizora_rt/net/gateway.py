@@ -267,7 +267,7 @@ class Gateway:
         connection.refusals = 0
         if ack_id is not None:
             reply = outcome.reply if self._store.up else outcome.degraded or outcome.reply
-            connection.session.send(messages.encode_ack(ack_id, messages.success(reply, clock.iso)))
+            connection.session.send(messages.encode_success(ack_id, reply, clock.iso))
         counted.ok.value += 1
         counted.timer.observe(perf_counter_ns() - started)
 

@@ -17,7 +17,6 @@ from vizora_rt.errors import AUTH_INVALID, DEVICE_REVOKED, REVOKED, STORE_UNAVAI
 from vizora_rt.net.store import LOST, Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import messages, resp
-from vizora_rt.wire.messages import DeviceStatus
 from vizora_rt.wire.resp import ReplyError
 
 OFFLINE_TTL = 24 * 3600
@@ -150,6 +149,7 @@ class Presence:
         self._armed = False
         self._unowned: dict[Device, None] = {}
         self._confirming = False
+        self._places: dict[str, bytes] = {}
         self._loop = asyncio.get_running_loop()
         for name, source in (("claim", CLAIM), ("confirm", CONFIRM), ("offline", OFFLINE), ("release", RELEASE)):
             store.script(name, source)
@@ -180,11 +180,9 @@ class Presence:
             else:
                 done(Claim(reply[0], reply[1], reply[2], connected))
 
-        head = messages.json_struct(
-            DeviceStatus("online", "connected", identity.organization_id, self._node, self._worker)
-        )
+        head = b'{"status":"online","reason":"connected",' + self._place(identity.organization_id)
         keys = (_key(device_id, b"owner"), _key(device_id, b"status"), _key(device_id, b"revoked"))
-        arguments = (self._node, self._worker, connected, self._ttl, head[:-1] + b",", now)
+        arguments = (self._node, self._worker, connected, self._ttl, head, now)
         if identity.jti:
             self._store.submit("exists", resp.pack("EXISTS", f"revoked_token:{identity.jti}"), on_jti)
         if not self._store.eval("claim", keys, arguments, on_claim):
@@ -235,7 +233,7 @@ class Presence:
         now = time.time_ns() // 1_000_000
         self._state.offline(device, now)
         keys = (_key(device.id.encode(), b"owner"), _key(device.id.encode(), b"status"))
-        value = messages.json_struct(self._describe(device))
+        value = self._describe(device)
         self._store.eval("offline", keys, (device.epoch, value, OFFLINE_TTL))
         self._state.forget(device)
         return True
@@ -294,7 +292,7 @@ class Presence:
             if not device.owned:
                 continue
             key = _key(device.id.encode(), b"status")
-            value = messages.json_struct(self._describe(device))
+            value = self._describe(device)
             if not submit("set", resp.pack(b"SET", key, value, b"EX", self._ttl), None):
                 self._state.touch(device)
                 continue
@@ -323,25 +321,24 @@ class Presence:
         key = f"vz:{{o:{device.organization_id}}}:devices"
         self._store.submit("zadd", resp.pack(b"ZADD", key, now, device.id), None)
 
-    def _describe(self, device: Device) -> DeviceStatus:
-        status = DeviceStatus(
-            device.status,
-            device.reason,
-            device.organization_id,
-            self._node,
-            self._worker,
-            device.last_heartbeat or None,
-        )
+    def _describe(self, device: Device) -> bytes:
+        """The value of the status key: who has the device, then what it last said of itself, then since when."""
         beat = device.heartbeat
-        if beat is not None:
-            status.metrics = beat.metrics
-            status.current_content = beat.current_content
-            status.screen_state = beat.screen_state
-            status.playback_source = beat.playback_source
-            status.app_version = beat.app_version
-        status.since = device.since
-        status.epoch = device.epoch
-        return status
+        return b'{"status":"%b","reason":"%b",%b%b"since":%d,"epoch":%d}' % (
+            device.status.encode(),
+            device.reason.encode(),
+            self._place(device.organization_id),
+            b'"lastHeartbeat":%d,%b' % (device.last_heartbeat, _members(messages.json_struct(beat))) if beat else b"",
+            device.since,
+            device.epoch,
+        )
+
+    def _place(self, organization_id: str) -> bytes:
+        place = self._places.get(organization_id)
+        if place is None:
+            members = {"organizationId": organization_id, "node": self._node, "worker": self._worker}
+            place = self._places[organization_id] = _members(messages.dumps(members))
+        return place
 
     # After Redis was away
 
@@ -405,6 +402,11 @@ class Presence:
         keys = (_key(device_id, b"owner"), _key(device_id, b"revoked"))
         arguments = (self._node, self._worker, connected, self._ttl, device.epoch)
         return self._store.eval("confirm", keys, arguments, on_confirm)
+
+
+def _members(json: bytes) -> bytes:
+    """The members of a JSON object, to be followed by another."""
+    return json[1:-1] + b"," if len(json) > 2 else b""
 
 
 def _seconds(value: object) -> float:

@@ -23,6 +23,8 @@ MAX_ID = 2**53
 Envelope = tuple[str, int | None, Any]
 """event, id (None: no ack is wanted), data"""
 
+_encode = msgspec.json.Encoder().encode
+
 Percent = Annotated[float, Meta(ge=0, le=100)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Text32 = Annotated[str, Meta(max_length=32)]
@@ -55,27 +57,6 @@ class Heartbeat(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="
     screen_state: Text32 | None = None
     playback_source: Text32 | None = None
     content_version: Text64 | None = None
-
-
-class DeviceStatus(Struct, omit_defaults=True, rename="camel", gc=False):
-    """The value of a device's status key. Times in ms since the epoch.
-
-    `since` and `epoch` stand last: the script that claims a device appends them to the rest.
-    """
-
-    status: str
-    reason: str
-    organization_id: str
-    node: str
-    worker: int
-    last_heartbeat: int | None = None
-    metrics: DeviceMetrics | None = None
-    current_content: Content | str | None = None
-    screen_state: str | None = None
-    playback_source: str | None = None
-    app_version: str | None = None
-    since: int | None = None
-    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +112,11 @@ def encode(event: str, body: bytes, ack_id: int | None = None) -> bytes:
 def encode_ack(ack_id: int, body: bytes) -> bytes:
     """The native ack of message `ack_id`."""
     return b'{"event":"ack","id":%d,"data":%b}' % (ack_id, body)
+
+
+def encode_success(ack_id: int, data: bytes, timestamp: bytes) -> bytes:
+    """The native ack of a message that was taken, in one formatting: there is one per heartbeat."""
+    return b'{"event":"ack","id":%d,"data":{"success":true,"data":%b,"timestamp":"%b"}}' % (ack_id, data, timestamp)
 
 
 def success(data: bytes, timestamp: bytes) -> bytes:
@@ -216,4 +202,4 @@ def _reason(text: str) -> str:
 
 def json_struct(value: Struct) -> bytes:
     """A struct as JSON, absent fields left out."""
-    return msgspec.json.encode(value)
+    return _encode(value)
