@@ -4,9 +4,12 @@ The only place with defaults. Every key can be set as VIZORA_<SECTION>__<KEY>; t
 operators know from the service before this one. Unknown keys are refused with the line they stand on.
 """
 
+import json
 import os
 import re
 import resource
+import secrets
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,6 +169,8 @@ ALIASES = {
     "RELEASE_VERSION": ("sentry", "release"),
 }
 
+DEVELOPMENT_SECRETS = ("device_jwt_secret", "jwt_secret", "internal_api_secret")
+
 NOT_KEYS = frozenset({"VIZORA_ENV", "VIZORA_STATE_DIR", "VIZORA_REQUIRE_TOOLS"})
 
 
@@ -204,9 +209,63 @@ def state_dir(environ: Mapping[str, str]) -> Path:
     return Path(own) if own else Path(environ.get("HOME") or Path.home()) / ".local" / "state" / "vizora-rt"
 
 
+def with_secrets(config: Config) -> Config:
+    """`config` with the secrets that tokens are signed with. Raises ConfigError naming the variables that are missing.
+
+    In development they are made once and kept in `<state_dir>/secrets.json`, so that `token` signs what `serve` trusts.
+    """
+    wanted = {"device_jwt_secret": "DEVICE_JWT_SECRET", "jwt_secret": "JWT_SECRET"}
+    missing = [name for key, name in wanted.items() if not getattr(config.auth, key)]
+    if not config.development:
+        if missing:
+            raise ConfigError(f"environment: {' and '.join(missing)} must be set outside development (VIZORA_ENV)")
+        return config
+    found = _development_secrets(Path(config.state_dir) / "secrets.json")
+    own = {key: found[key] for key in DEVELOPMENT_SECRETS if not getattr(config.auth, key)}
+    return msgspec.structs.replace(config, auth=msgspec.structs.replace(config.auth, **own))
+
+
+def reloaded(running: Config, new: Config) -> tuple[Config, list[str]]:
+    """What a running service can take of `new`, and the keys that it can only take by a restart."""
+    fixed = [("server", key) for key in ("host", "port", "workers")]
+    if bool(running.redis.url) is not bool(new.redis.url):
+        fixed.append(("redis", "url"))
+    kept: list[str] = []
+    for section, key in fixed:
+        old, wanted = getattr(running, section), getattr(new, section)
+        if getattr(old, key) != getattr(wanted, key):
+            kept.append(f"{section}.{key}")
+            wanted = msgspec.structs.replace(wanted, **{key: getattr(old, key)})
+            new = msgspec.structs.replace(new, **{section: wanted})
+    return msgspec.structs.replace(new, state_dir=running.state_dir), kept
+
+
 def descriptor_room() -> int:
     """Connections that the soft descriptor limit of this process allows, less the reserve."""
     return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FD_RESERVE)
+
+
+def _development_secrets(file: Path) -> dict[str, str]:
+    """Those of `file`, which is made when it is not there. Two processes that start at once get the same ones."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not file.exists():
+            # Readable by the owner only, and complete when it appears under its name.
+            with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8") as temporary:
+                json.dump({key: secrets.token_urlsafe(32) for key in DEVELOPMENT_SECRETS}, temporary)
+                temporary.flush()
+                try:
+                    os.link(temporary.name, file)
+                except FileExistsError:
+                    pass
+        found = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{file}: not JSON; remove it to have it made again") from None
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in DEVELOPMENT_SECRETS):
+        raise ConfigError(f"{file}: must hold {', '.join(DEVELOPMENT_SECRETS)}; remove it to have it made again")
+    return found
 
 
 def _read(file: Path | None) -> tuple[str, dict[str, Any]]:
