@@ -1,0 +1,150 @@
+"""The figures of all workers in one place, and the exposition for whoever asks: collected, rendered once, sent to all.
+
+Rendering runs in a thread of the supervisor, on no worker's loop. What arrives meanwhile is held back until it is done,
+so the totals are never changed under it.
+"""
+
+import asyncio
+import gzip
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from vizora_rt import report
+from vizora_rt.exposition import Totals
+from vizora_rt.net.channel import Message
+from vizora_rt.process import Process
+
+ANSWER_SECONDS = 0.25
+"""How long a scrape waits for workers; one that hangs must not make it late (observability.md)."""
+
+log = report.logger("supervisor")
+
+Format = tuple[bool, bool]
+"""OpenMetrics rather than the text format, gzip or plain"""
+
+
+class Scrapes:
+    """`workers` are those to collect from, `pids` the processes of the service by label."""
+
+    def __init__(
+        self, totals: Totals, workers: Callable[[], Iterable[Process]], pids: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self.totals = totals
+        self._workers = workers
+        self._pids = pids
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[Process, int, Format]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._held: list[Callable[[], None]] | None = None
+        self._number = 0
+        # Who has not sent figures for this scrape, and who has not sent all of its devices.
+        self._silent: set[Process] = set()
+        self._incomplete: set[Process] = set()
+        self._complete = asyncio.Event()
+        self._missing = totals.gauge("scrape_workers_missing")
+        self._misfits: set[Process] = set()
+
+    def figures(self, process: Process, message: Message) -> None:
+        """Take a beat's snapshot or rows of devices."""
+        self._apply(partial(self._merge, process, message, self._loop.time()))
+        if message.get("id") == self._number:
+            self._silent.discard(process)
+            if message.get("last"):
+                self._done(process)
+
+    def gone(self, process: Process) -> None:
+        """What it counted stays."""
+        self._apply(partial(self.totals.retire, str(process.index), process.pid))
+        self._silent.discard(process)
+        self._misfits.discard(process)
+        self._done(process)
+
+    def expire(self) -> None:
+        """Forget devices that are offline for long; to be called now and then."""
+        self._apply(partial(self.totals.expire, self._loop.time()))
+
+    def ask(self, process: Process, number: int, openmetrics: bool, compress: bool) -> None:
+        """Answer `process` with the exposition. Asks that come while one is rendered share the next one."""
+        self._waiting.append((process, number, (openmetrics, compress)))
+        if self._task is None:
+            self._task = self._loop.create_task(self._serve())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _apply(self, change: Callable[[], None]) -> None:
+        if self._held is None:
+            change()
+        else:
+            self._held.append(change)
+
+    def _merge(self, process: Process, message: Message, now: float) -> None:
+        worker = str(process.index)
+        try:
+            if "metrics" in message:
+                self.totals.merge(worker, message["metrics"], process.pid)
+            if "rows" in message:
+                self.totals.devices(worker, message["rows"], now, process.pid)
+        except ValueError as error:
+            # Other code than ours on the disk: once per process, not once a second.
+            if process not in self._misfits:
+                self._misfits.add(process)
+                log.warning("figures of a worker refused", worker=process.index, pid=process.pid, error=str(error))
+
+    def _done(self, process: Process) -> None:
+        self._incomplete.discard(process)
+        if not self._incomplete:
+            self._complete.set()
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            await self._collect()
+            waiting, self._waiting = self._waiting, []
+            try:
+                bodies = await self._render({wanted for _, _, wanted in waiting})
+            except Exception as error:
+                log.exception("exposition failed", error)
+                for process, number, _ in waiting:
+                    process.send({"t": "answer", "id": number, "error": "exposition failed"})
+            else:
+                for process, number, wanted in waiting:
+                    process.send({"t": "answer", "id": number}, bodies[wanted])
+        self._task = None
+
+    async def _collect(self) -> None:
+        """Have all workers send what is newest, and wait for them, but not for long."""
+        self._number += 1
+        workers = list(self._workers())
+        self._silent.update(workers)
+        self._incomplete.update(workers)
+        self._complete.clear()
+        for process in workers:
+            process.send({"t": "collect", "id": self._number})
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._complete.wait()
+        except TimeoutError:
+            pass
+        self._missing.value = len(self._silent)
+        self._silent.clear()
+        self._incomplete.clear()
+
+    async def _render(self, formats: set[Format]) -> dict[Format, bytes]:
+        self._held = []
+        try:
+            return await asyncio.to_thread(self._bodies, formats, self._pids())
+        finally:
+            held, self._held = self._held, None
+            for change in held:
+                change()
+
+    def _bodies(self, formats: set[Format], pids: Mapping[str, int]) -> dict[Format, bytes]:
+        """In a thread: reads /proc, renders, compresses."""
+        self.totals.processes(pids)
+        plain = {openmetrics: self.totals.render(openmetrics) for openmetrics in {wanted[0] for wanted in formats}}
+        return {
+            (openmetrics, compress): gzip.compress(plain[openmetrics], 1) if compress else plain[openmetrics]
+            for openmetrics, compress in formats
+        }

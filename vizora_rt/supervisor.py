@@ -1,0 +1,528 @@
+"""The supervisor: bind the sockets, start workers, watch their beats, respawn, roll, tell systemd. It serves no device.
+
+Signals and what workers say only enqueue; one loop takes the events in turn, so no step ever sees another half done.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vizora_rt import config, report
+from vizora_rt.config import Config
+from vizora_rt.errors import ConfigError, StartupError, UnavailableError
+from vizora_rt.exposition import Totals
+from vizora_rt.metrics import WORKER_STATES
+from vizora_rt.net import embedded, link
+from vizora_rt.net.channel import Message
+from vizora_rt.net.embedded import Embedded
+from vizora_rt.process import Process
+from vizora_rt.scrape import Scrapes
+
+VERSION = metadata.version("vizora-rt")
+
+TICK = 0.25
+"""Seconds between two looks at beats and deadlines."""
+BOOT_SECONDS = 30.0
+"""A boot takes a second; one that takes this long waits for something that does not come."""
+BOOT_FAILURES = 5
+BOOT_FAILURES_SECONDS = 30.0
+BEYOND_DRAIN_SECONDS = 5.0
+HURRY_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+"""Before the next attempt at what the machine refused: a fork, the embedded store."""
+EXPIRE_SECONDS = 30.0
+
+log = report.logger("supervisor")
+
+
+class Notifier:
+    """sd_notify(3): datagrams to $NOTIFY_SOCKET. Nothing is sent, and nothing fails, where there is no systemd."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        path = environ.get("NOTIFY_SOCKET", "")
+        # A leading @ stands for the zero byte of an abstract address (unix(7)).
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        usec = environ.get("WATCHDOG_USEC", "")
+        mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self.watchdog_seconds = int(usec) / 1e6 if usec.isdecimal() and mine else 0.0
+
+    def send(self, *lines: str) -> None:
+        if self._address:
+            try:
+                self._socket.sendto("\n".join(lines).encode(), self._address)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Slot:
+    """A listening socket and who serves it. During a roll there is a successor, which is not ready yet."""
+
+    __slots__ = ("current", "index", "listening", "successor")
+
+    def __init__(self, index: int, listening: socket.socket) -> None:
+        self.index = index
+        self.listening = listening
+        self.current: Process | None = None
+        self.successor: Process | None = None
+
+
+class Supervisor:
+    """Runs the service until it is told to stop. `reload` reads the configuration again."""
+
+    def __init__(self, settings: Config, reload: Callable[[], Config]) -> None:
+        self._config = settings
+        self._previous = settings
+        self._reload_config = reload
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._notifier = Notifier(os.environ)
+        self._slots: list[Slot] = []
+        self._processes: set[Process] = set()
+        self._generation = 0
+        self._rolling = False
+        self._listening = False
+        self._stopping = False
+        self._fatal: StartupError | None = None
+        self._boot_failures: deque[float] = deque(maxlen=BOOT_FAILURES)
+        self._embedded: Embedded | None = None
+        self._store_pidfd = -1
+        self._store_task: asyncio.Task[None] | None = None
+        self._started = self._ticked = self._fed = self._expired = self._loop.time()
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._status = ""
+        totals = Totals(settings.metrics, VERSION, settings.sentry.release)
+        self._scrapes = Scrapes(totals, self._serving, self._pids)
+
+    async def run(self) -> None:
+        """Returns when the service was stopped; raises StartupError when it could not start or go on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._post, self._stop)
+        self._loop.add_signal_handler(signal.SIGHUP, self._post, self._reload)
+        self._loop.set_exception_handler(report.on_loop_exception)
+        try:
+            await self._open()
+            while not self._stopping or self._processes:
+                await (await self._events.get())()
+        finally:
+            await self._close()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _post(self, handler: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        self._events.put_nowait(partial(handler, *arguments))
+
+    # --- open and close ---
+
+    async def _open(self) -> None:
+        if not report.start_sentry(self._config, "supervisor"):
+            log.info("sentry is off: no DSN")
+        server = self._config.server
+        sockets = bind(server.host, server.port, self._config.workers)
+        self._slots = [Slot(index, listening) for index, listening in enumerate(sockets)]
+        self._port = sockets[0].getsockname()[1]
+        self._node = f"{socket.gethostname()}-{self._port}-{secrets.token_hex(3)}"
+        await self._open_store()
+        for listening in sockets:
+            listening.listen(server.backlog)
+        self._tick()
+        for slot in self._slots:
+            await self._spawn(slot)
+
+    async def _open_store(self) -> None:
+        url, timeout = self._config.redis.url, self._config.redis.connect_timeout_seconds
+        if url:
+            await asyncio.to_thread(link.probe, url, timeout)
+        else:
+            self._embedded = await asyncio.to_thread(embedded.start, Path(self._config.state_dir))
+            self._watch_store(self._embedded)
+
+    async def _close(self) -> None:
+        self._stopping = True
+        for process in self._processes:
+            process.kill()
+        while self._processes:
+            await (await self._events.get())()
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        await self._scrapes.close()
+        # Last: the workers' final writes are in it.
+        await self._stop_store()
+        for slot in self._slots:
+            slot.listening.close()
+        self._forget_run()
+        self._notifier.close()
+        if self._listening:
+            log.info("stopped")
+        report.flush(2.0)
+
+    # --- workers ---
+
+    async def _spawn(self, slot: Slot, successor: bool = False) -> None:
+        boot: Message = {
+            "t": "boot",
+            "config": config.encode(self._config),
+            "worker": slot.index,
+            "node": self._node,
+            "redis": self._config.redis.url or (self._embedded.url if self._embedded is not None else ""),
+        }
+        process = Process(slot.index, self._generation, boot, self)
+        if successor:
+            slot.successor = process
+        else:
+            slot.current = process
+        self._processes.add(process)
+        try:
+            await process.start(slot.listening)
+        except OSError as error:
+            process.error = f"no process: {error.strerror}"
+            self._loop.call_later(RETRY_SECONDS, self._post, self._gone, process)
+
+    def on_ready(self, process: Process) -> None:
+        self._post(self._ready, process)
+
+    def on_leaving(self, process: Process) -> None:
+        self._post(self._leaving, process)
+
+    def on_gone(self, process: Process) -> None:
+        self._post(self._gone, process)
+
+    def on_figures(self, process: Process, message: Message) -> None:
+        self._scrapes.figures(process, message)
+
+    def on_ask(self, process: Process, message: Message) -> None:
+        if message["what"] == "metrics":
+            self._scrapes.ask(process, message["id"], message["openmetrics"], message["compress"])
+        else:
+            process.send({"t": "answer", "id": message["id"]}, json.dumps(self.status()).encode())
+
+    async def _ready(self, process: Process) -> None:
+        log.info("worker ready", worker=process.index, pid=process.pid)
+        slot = self._slots[process.index]
+        if slot.successor is process:
+            old, slot.current, slot.successor = slot.current, process, None
+            self._scrapes.totals.counter("worker_restarts_total", "roll").value += 1
+            if old is not None:
+                self._drain(old)
+        if not self._listening and all(s.current is not None and s.current.state == "ready" for s in self._slots):
+            self._listening = True
+            self._announce()
+        await self._advance()
+
+    async def _leaving(self, process: Process) -> None:
+        """Somebody sent SIGTERM to the worker itself: it is replaced as in a roll, without a gap."""
+        process.generation = -1
+        await self._advance()
+
+    async def _gone(self, process: Process) -> None:
+        self._processes.discard(process)
+        self._scrapes.gone(process)
+        slot = self._slots[process.index]
+        if self._stopping:
+            return
+        if slot.successor is process:
+            slot.successor = None
+            self._abandon_roll(process)
+        elif slot.current is process:
+            slot.current = None
+            await self._replace(slot, process)
+        else:
+            log.info("worker ended", worker=process.index, pid=process.pid, ending=process.ending)
+        await self._advance()
+
+    async def _replace(self, slot: Slot, process: Process) -> None:
+        """A worker ended that should not have: another one takes its socket, with the handshakes that wait there."""
+        reason = "hung" if process.state == "hung" else "crash" if process.was_ready else "boot"
+        log.error(
+            "worker failed" if process.was_ready else "worker failed to boot",
+            worker=process.index,
+            pid=process.pid,
+            reason=reason,
+            ending=process.ending,
+            error=process.error or None,
+        )
+        if not process.was_ready:
+            failures, now = self._boot_failures, self._loop.time()
+            failures.append(now)
+            if len(failures) == BOOT_FAILURES and failures[0] > now - BOOT_FAILURES_SECONDS:
+                self._fatal = StartupError(
+                    f"workers failed to boot {BOOT_FAILURES} times in {BOOT_FAILURES_SECONDS:g} s, "
+                    f"the last one with: {process.error or process.ending}"
+                )
+                await self._stop()
+                return
+        self._scrapes.totals.counter("worker_restarts_total", reason).value += 1
+        if slot.successor is not None:
+            slot.current, slot.successor = slot.successor, None
+        else:
+            await self._spawn(slot)
+
+    def _drain(self, process: Process) -> None:
+        seconds = self._config.server.drain_seconds
+        process.drain(seconds, seconds + BEYOND_DRAIN_SECONDS)
+
+    # --- stop, reload, roll ---
+
+    async def _stop(self) -> None:
+        if self._stopping:
+            for process in self._processes:
+                process.drain(0, HURRY_SECONDS)
+            return
+        self._stopping = True
+        log.info("stopping", connections=self._connections())
+        self._notifier.send("STOPPING=1", "STATUS=stopping")
+        for slot in self._slots:
+            # Workers have it too: once they close it, nobody can connect to a service that nobody serves.
+            slot.listening.close()
+        for process in self._processes:
+            self._drain(process)
+
+    async def _reload(self) -> None:
+        """Take what can be taken of a good configuration; keep running on the present one beside a bad one."""
+        if self._stopping or not self._listening:
+            return
+        self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            new, kept = config.reloaded(self._config, self._reload_config())
+            if new.redis.url != self._config.redis.url:
+                await asyncio.to_thread(link.probe, new.redis.url, new.redis.connect_timeout_seconds)
+        except StartupError as error:
+            log.error("reload refused", error=str(error))
+            self._notifier.send("READY=1")
+            return
+        if kept:
+            log.warning("reload leaves keys that need a restart", keys=kept)
+        if not self._rolling:
+            self._previous = self._config
+        self._config = new
+        self._generation += 1
+        self._rolling = True
+        report.configure(new, "supervisor")
+        log.info("reloading", workers=len(self._slots))
+        await self._advance()
+
+    async def _advance(self) -> None:
+        """The next step of a roll: one worker at a time, its successor ready before it is drained and gone after."""
+        if self._stopping or any(slot.successor is not None for slot in self._slots):
+            return
+        if any(process.state == "draining" for process in self._processes):
+            return
+        waiting = [slot for slot in self._slots if slot.current and slot.current.generation != self._generation]
+        for slot in waiting:
+            if slot.current is not None and slot.current.state == "ready":
+                await self._spawn(slot, successor=True)
+                return
+        if self._rolling and not waiting:
+            self._rolling = False
+            log.info("reloaded")
+            self._notifier.send("READY=1")
+
+    def _abandon_roll(self, process: Process) -> None:
+        """The first worker of the new kind cannot boot: the others go on as they are."""
+        log.error("roll refused", worker=process.index, ending=process.ending, error=process.error or None)
+        self._config = self._previous
+        for slot in self._slots:
+            if slot.current is not None:
+                slot.current.generation = self._generation
+        if self._rolling:
+            self._rolling = False
+            self._notifier.send("READY=1")
+
+    # --- the embedded store ---
+
+    def _watch_store(self, store: Embedded) -> None:
+        try:
+            self._store_pidfd = os.pidfd_open(store.pid)
+        except ProcessLookupError:
+            self._on_store_exit()
+        else:
+            self._loop.add_reader(self._store_pidfd, self._on_store_exit)
+
+    def _unwatch_store(self) -> None:
+        if self._store_pidfd >= 0:
+            self._loop.remove_reader(self._store_pidfd)
+            os.close(self._store_pidfd)
+            self._store_pidfd = -1
+
+    def _on_store_exit(self) -> None:
+        self._unwatch_store()
+        # Beside the events, not one of them: a store may load its data for long, and workers may crash meanwhile.
+        self._store_task = self._loop.create_task(self._restart_store())
+
+    async def _restart_store(self) -> None:
+        assert self._embedded is not None
+        while not self._stopping:
+            log.error("embedded store ended; starting it again")
+            try:
+                await asyncio.to_thread(self._embedded.restart)
+            except StartupError as error:
+                log.error("embedded store does not start", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._watch_store(self._embedded)
+                return
+
+    async def _stop_store(self) -> None:
+        self._unwatch_store()
+        if self._store_task is not None:
+            await asyncio.wait([self._store_task])
+            self._unwatch_store()
+        if self._embedded is not None:
+            await asyncio.to_thread(self._embedded.stop)
+
+    # --- watch ---
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        self._tick_handle = self._loop.call_later(TICK, self._tick)
+        # What this process slept or was stopped for is no silence of its workers: their beats wait in their channels.
+        slept = max(0.0, now - self._ticked - TICK)
+        self._ticked = now
+        for process in tuple(self._processes):
+            process.beat += slept
+            self._check(process, now)
+        self._recount()
+        self._feed(now)
+        if now - self._expired > EXPIRE_SECONDS:
+            self._expired = now
+            self._scrapes.expire()
+
+    def _check(self, process: Process, now: float) -> None:
+        silent = now - process.beat
+        if now > process.deadline:
+            log.error("worker killed: it did not end in time", worker=process.index, pid=process.pid)
+            process.kill()
+        elif process.state in ("ready", "draining") and silent > self._config.server.hang_seconds:
+            log.error("worker hangs", worker=process.index, pid=process.pid, silent_seconds=round(silent, 1))
+            process.abort()
+        elif process.state == "starting" and now - process.started > BOOT_SECONDS:
+            process.error = f"not ready after {BOOT_SECONDS:g} s"
+            process.abort()
+
+    def _recount(self) -> None:
+        states: list[str] = [process.state for process in self._processes]
+        for state in WORKER_STATES:
+            self._scrapes.totals.gauge("workers", state).value = states.count(state)
+
+    def _feed(self, now: float) -> None:
+        """Tell systemd that the service lives: this loop runs, and so does at least one worker's."""
+        if not self._listening or self._stopping:
+            return
+        alive = [p for p in self._processes if p.was_ready and now - p.beat < self._config.server.hang_seconds]
+        # At half of the time, as sd_watchdog_enabled(3) advises, less a tick.
+        due = self._fed + self._notifier.watchdog_seconds / 2 - TICK
+        if alive and self._notifier.watchdog_seconds and now >= due:
+            self._fed = now
+            self._notifier.send("WATCHDOG=1")
+        status = f"STATUS={len(alive)} of {len(self._slots)} workers, {self._connections()} connections"
+        if status != self._status:
+            self._status = status
+            self._notifier.send(status)
+
+    # --- say ---
+
+    def _announce(self) -> None:
+        host = self._config.server.host
+        log.info("listening", host=host, port=self._port, workers=len(self._slots), node=self._node, version=VERSION)
+        self._remember_run()
+        self._notifier.send("READY=1")
+
+    def _remember_run(self) -> None:
+        """For commands that look for the running service. Nothing depends on it, so it may fail."""
+        file = self._run_file()
+        run = {"pid": os.getpid(), "port": self._port, "host": self._config.server.host, "node": self._node}
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary = file.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(run | {"version": VERSION, "started": time.time()}))
+            temporary.replace(file)
+        except OSError as error:
+            log.warning("run file not written", file=str(file), error=error.strerror)
+
+    def _forget_run(self) -> None:
+        file = self._run_file()
+        try:
+            if json.loads(file.read_text()).get("pid") == os.getpid():
+                file.unlink()
+        except (OSError, ValueError):
+            pass
+
+    def _run_file(self) -> Path:
+        return Path(self._config.state_dir) / "run.json"
+
+    def _connections(self) -> int:
+        return sum(process.connections for process in self._processes)
+
+    def _serving(self) -> list[Process]:
+        return [process for process in self._processes if process.state in ("ready", "draining")]
+
+    def _pids(self) -> dict[str, int]:
+        store = {"store": self._embedded.pid} if self._embedded is not None else {}
+        workers = {f"worker-{slot.index}": slot.current.pid for slot in self._slots if slot.current is not None}
+        return {"supervisor": os.getpid()} | workers | store
+
+    def status(self) -> dict[str, Any]:
+        """The body of `GET /status`."""
+        now = self._loop.time()
+        return {
+            "service": "vizora-rt",
+            "version": VERSION,
+            "node": self._node,
+            "pid": os.getpid(),
+            "uptime": round(now - self._started, 3),
+            "workers": [
+                {
+                    "index": process.index,
+                    "pid": process.pid,
+                    "connections": process.connections,
+                    "uptime": round(now - process.started, 3),
+                    "state": process.state,
+                }
+                for process in sorted(self._processes, key=lambda process: (process.index, process.started))
+            ],
+        }
+
+
+def bind(host: str, port: int, count: int) -> list[socket.socket]:
+    """`count` sockets that share one address (SO_REUSEPORT), bound and not listening yet. Port 0: any free one.
+
+    A shared bind of a port that another service shares succeeds, and would take half of its connections. So a socket
+    that does not share asks first; SO_REUSEADDR keeps it from meeting the closed connections of the last run.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=PASSIVE)[0]
+    except socket.gaierror as error:
+        raise ConfigError(f"server.host: {host}: {error.strerror}") from None
+    sockets: list[socket.socket] = []
+    try:
+        if port:
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        for _ in range(count):
+            sockets.append(socket.socket(family, kind | socket.SOCK_NONBLOCK))
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sockets[-1].bind(address)
+            address = sockets[0].getsockname()
+    except OSError as error:
+        for opened in sockets:
+            opened.close()
+        raise UnavailableError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
+    return sockets
+
+
+PASSIVE = socket.AI_PASSIVE | socket.AI_NUMERICSERV

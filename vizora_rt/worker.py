@@ -1,0 +1,326 @@
+"""A worker: one event loop that builds the parts, serves a given socket, beats and drains. The only `uvloop`.
+
+Started by the supervisor as `python -m vizora_rt.worker <channel fd> <listening fd>`. Its socket and its configuration
+come from the supervisor; without a supervisor it ends.
+"""
+
+import asyncio
+import faulthandler
+import gc
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Any, Literal
+
+import uvloop
+
+from vizora_rt import config, report
+from vizora_rt.errors import StartupError
+from vizora_rt.metrics import Metrics
+from vizora_rt.net import channel
+from vizora_rt.net.channel import Message
+from vizora_rt.net.gateway import Gateway
+from vizora_rt.net.http import Server
+from vizora_rt.net.store import Store
+from vizora_rt.net.timers import Wheel
+
+BEAT_SECONDS = 1.0
+DEVICES_SECONDS = 15.0
+"""Between two reports of all devices that no scrape asked for: what is lost of them when this process dies."""
+ROWS_PER_TURN = 250
+
+LAG_SECONDS = 0.25
+"""Between two samples of the event loop's lag: no stall of that length goes unseen."""
+LAG_SAMPLES = 240
+"""A minute of samples, for the gauge of the largest: longer than the usual scrape interval."""
+
+MAX_UNSENT = 4 * 1024 * 1024
+"""Bytes waiting for a supervisor that does not read. Past it reports are left out: the next one says it all again."""
+MAX_ASKS = 64
+"""Questions to the supervisor that wait for their answer; a few Prometheus servers and people ask."""
+ASK_SECONDS = 5.0
+
+BOOT_SECONDS = 60.0
+ORPHAN_SECONDS = 1.0
+"""To close connections in when the supervisor is gone. Its successor wants the port."""
+BEYOND_HANG_SECONDS = 5.0
+"""The supervisor ends a loop that hangs after `hang_seconds`. This much later the process ends itself: if the
+supervisor is gone, the end of its channel says so only to a loop that reads."""
+CLOSE_SECONDS = 2.0
+
+log = report.logger("worker")
+
+Answered = Callable[[bytes | None], None]
+"""Gets the supervisor's answer, or None when there is none."""
+
+
+class Pulse:
+    """What an event loop can say of itself: how late its timers run, and how long collections stop it."""
+
+    __slots__ = ("_collecting", "_due", "_handle", "_histogram", "_lags", "_last", "_loop", "_max", "_pauses")
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._histogram = metrics.timer("eventloop_lag_seconds")
+        self._max = metrics.gauge("eventloop_lag_seconds_max")
+        self._last = metrics.gauge("nodejs_eventloop_lag_seconds")
+        self._lags: deque[int] = deque(maxlen=LAG_SAMPLES)
+        self._pauses = [
+            metrics.timer("gc_duration_seconds", str(generation)) for generation in range(len(gc.get_count()))
+        ]
+        self._collecting = 0
+        self._due = 0
+        self._handle: asyncio.TimerHandle | None = None
+        metrics.on_collect(self._collect)
+
+    def start(self) -> None:
+        gc.callbacks.append(self._on_gc)
+        self._schedule()
+
+    def stop(self) -> None:
+        gc.callbacks.remove(self._on_gc)
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _schedule(self) -> None:
+        self._due = perf_counter_ns() + int(LAG_SECONDS * 1e9)
+        self._handle = self._loop.call_later(LAG_SECONDS, self._sample)
+
+    def _sample(self) -> None:
+        # libuv counts milliseconds, so a timer may run up to one too early.
+        lag = max(0, perf_counter_ns() - self._due)
+        self._histogram.observe(lag)
+        self._lags.append(lag)
+        self._schedule()
+
+    def _collect(self) -> None:
+        if self._lags:
+            self._max.value = max(self._lags)
+            self._last.value = self._lags[-1]
+
+    def _on_gc(self, phase: Literal["start", "stop"], info: dict[str, int]) -> None:
+        if phase == "start":
+            self._collecting = perf_counter_ns()
+        else:
+            self._pauses[info["generation"]].observe(perf_counter_ns() - self._collecting)
+
+
+class Worker:
+    """From hello to the last beat."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listening = listening
+        self._booted: asyncio.Future[Message] = self._loop.create_future()
+        self._ended: asyncio.Future[float] = self._loop.create_future()
+        self._hurried = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._asks: dict[int, tuple[Answered, asyncio.TimerHandle]] = {}
+        self._asked = 0
+        self._collecting: asyncio.Task[None] | None = None
+        self._collect_id = 0
+
+    async def run(self, end: socket.socket) -> int:
+        """The exit code of the process."""
+        self._channel = await channel.connect(end, self._on_message, self._on_eof)
+        self._channel.send({"t": "hello", "version": channel.VERSION, "pid": os.getpid()})
+        both: list[asyncio.Future[Any]] = [self._booted, self._ended]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not self._booted.done():
+            return 0
+        try:
+            await self._start(self._booted.result())
+        except StartupError as error:
+            return await self._fail(str(error))
+        except Exception as error:
+            log.exception("boot failed", error)
+            return await self._fail(f"{type(error).__name__}: {error}")
+        self._channel.send({"t": "ready"})
+        self._beat()
+        await self._drain(await self._ended)
+        return 0
+
+    async def _start(self, boot: Message) -> None:
+        self._config = config.decode(boot["config"])
+        name = f"worker-{boot['worker']}"
+        report.configure(self._config, name)
+        report.start_sentry(self._config, name)
+        self._loop.set_exception_handler(report.on_loop_exception)
+        self._build(boot["worker"], boot["node"], boot["redis"])
+        self._wheel.start()
+        self._gateway.bus.start()
+        await self._connect_store()
+        # create_server sets the backlog of a socket that listens already: to 100 unless told.
+        self._server = await self._loop.create_server(
+            self._http.exchange, sock=self._listening, backlog=self._config.server.backlog
+        )
+        self._loop.add_signal_handler(signal.SIGTERM, self._channel.send, {"t": "leaving"})
+        self._pulse.start()
+        self._devices_handle = self._loop.call_later(DEVICES_SECONDS, self._report_devices)
+        # What exists now lives as long as the process: no collection needs to look at it again.
+        gc.collect()
+        gc.freeze()
+
+    def _build(self, index: int, node: str, redis_url: str) -> None:
+        self._metrics = Metrics(self._config.metrics)
+        self._pulse = Pulse(self._metrics)
+        self._wheel = Wheel(self._loop.time)
+        self._store = Store(self._config.redis, redis_url, self._metrics, name=f"vizora-worker-{index}")
+        self._gateway = Gateway(self._config, index, node, redis_url, self._metrics, self._wheel, self._store)
+        self._http = Server(self._config, self._gateway, self._metrics, self._wheel, self._store, self.ask)
+
+    async def _connect_store(self) -> None:
+        """Wait for Redis, so that the first clients are not refused; but not for long, it may be away."""
+        up = asyncio.Event()
+        self._store.on_up.append(up.set)
+        self._store.start()
+        try:
+            async with asyncio.timeout(self._config.redis.connect_timeout_seconds):
+                await up.wait()
+        except TimeoutError:
+            log.warning("starting without redis", reason=self._store.reason)
+        self._store.on_up.remove(up.set)
+
+    # --- what the supervisor is told ---
+
+    def _beat(self) -> None:
+        """From the loop itself: that this runs is what the supervisor wants to know."""
+        hang = self._config.server.hang_seconds
+        self._beat_handle = self._loop.call_later(min(BEAT_SECONDS, hang / 4), self._beat)
+        faulthandler.dump_traceback_later(hang + BEYOND_HANG_SECONDS, exit=True)
+        self._report()
+
+    def _report(self, collect_id: int = 0) -> None:
+        if self._channel.unsent > MAX_UNSENT:
+            return
+        message: Message = {"t": "beat", "id": collect_id, "connections": self._gateway.connections}
+        try:
+            message["metrics"] = self._metrics.snapshot()
+        except Exception as error:
+            # Figures are missing, but the loop lives: no reason to be killed as hung.
+            log.exception("snapshot failed", error)
+        self._channel.send(message)
+
+    def _report_devices(self) -> None:
+        self._devices_handle = self._loop.call_later(DEVICES_SECONDS, self._report_devices)
+        if self._collecting is None:
+            self._collecting = self._loop.create_task(self._send_devices())
+
+    async def _send_devices(self) -> None:
+        """All devices, some per turn of the loop. A scrape that asks meanwhile is answered by this run too."""
+        try:
+            for rows in self._gateway.device_rows(ROWS_PER_TURN):
+                if self._channel.unsent > MAX_UNSENT:
+                    break
+                self._channel.send({"t": "devices", "rows": rows, "last": False})
+                await asyncio.sleep(0)
+            self._channel.send({"t": "devices", "id": self._collect_id, "rows": [], "last": True})
+        except Exception as error:
+            log.exception("device rows failed", error)
+        finally:
+            self._collecting = None
+
+    def ask(self, what: str, openmetrics: bool, answered: Answered, compress: bool = False) -> None:
+        """Have the supervisor answer: `metrics` (an exposition, gzipped on demand) or `status` (JSON)."""
+        if len(self._asks) >= MAX_ASKS or self._closed.is_set():
+            self._loop.call_soon(answered, None)
+            return
+        self._asked += 1
+        timer = self._loop.call_later(ASK_SECONDS, self._answer, self._asked, None)
+        self._asks[self._asked] = (answered, timer)
+        self._channel.send(
+            {"t": "ask", "id": self._asked, "what": what, "openmetrics": openmetrics, "compress": compress}
+        )
+
+    def _answer(self, number: int, body: bytes | None) -> None:
+        waiting = self._asks.pop(number, None)
+        if waiting is not None:
+            answered, timer = waiting
+            timer.cancel()
+            answered(body)
+
+    # --- what the supervisor says ---
+
+    def _on_message(self, message: Message, raw: bytes) -> None:
+        match message.get("t"):
+            case "boot":
+                self._booted.set_result(message)
+            case "collect":
+                self._report(message["id"])
+                self._collect_id = message["id"]
+                if self._collecting is None:
+                    self._collecting = self._loop.create_task(self._send_devices())
+            case "answer":
+                self._answer(message["id"], None if message.get("error") else raw)
+            case "drain":
+                self._end(message["seconds"])
+
+    def _on_eof(self) -> None:
+        self._closed.set()
+        if not self._ended.done():
+            log.warning("supervisor is gone")
+        self._end(ORPHAN_SECONDS)
+
+    def _end(self, seconds: float) -> None:
+        """Drain over `seconds`; told a second time, at once."""
+        if self._ended.done():
+            self._hurried.set()
+        else:
+            self._ended.set_result(seconds)
+
+    async def _drain(self, seconds: float) -> None:
+        self._server.close()
+        log.info("draining", seconds=seconds, connections=self._gateway.connections)
+        draining = self._loop.create_task(self._gateway.drain(seconds))
+        hurried = self._loop.create_task(self._hurried.wait())
+        await asyncio.wait([draining, hurried], return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            draining.cancel()
+            await self._gateway.drain(0)
+        hurried.cancel()
+        await self._gateway.bus.close()
+        await self._store.close(CLOSE_SECONDS)
+        self._wheel.stop()
+        self._pulse.stop()
+        self._beat_handle.cancel()
+        self._devices_handle.cancel()
+        # The last figures: counters of the service must not lose what happened while draining.
+        self._report()
+        log.info("drained", connections=self._gateway.connections)
+        await self._close()
+
+    async def _fail(self, text: str) -> int:
+        self._channel.send({"t": "failed", "error": text})
+        await self._close()
+        return 1
+
+    async def _close(self) -> None:
+        report.flush(CLOSE_SECONDS)
+        self._channel.close()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._closed.wait()
+        except TimeoutError:
+            pass
+
+
+async def serve(end: socket.socket, listening: socket.socket) -> int:
+    return await Worker(listening).run(end)
+
+
+def main(arguments: list[str]) -> int:
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(BOOT_SECONDS, exit=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end, listening = (socket.socket(fileno=int(argument)) for argument in arguments)
+    for inherited in (end, listening):
+        inherited.set_inheritable(False)
+    return uvloop.run(serve(end, listening))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
