@@ -1,0 +1,104 @@
+"""RESP, the Redis protocol: commands to bytes, bytes to replies, keys to cluster slots. The only `hiredis`.
+
+RESP version 2 in both directions (https://valkey.io/topics/protocol/). An error from the server is a value, never an
+exception, also inside an array. A stream that is not RESP ends with `Replies.broken`, after the replies before it.
+"""
+
+import binascii
+from typing import Final
+
+import hiredis
+
+SLOTS: Final = 16384
+
+
+class ReplyError:
+    """An error reply: `code` is its first word in capitals (ERR, NOSCRIPT, READONLY, OOM), `message` the rest."""
+
+    __slots__ = ("code", "message")
+
+    def __init__(self, text: str) -> None:
+        self.code, _, self.message = text.partition(" ")
+
+    def __repr__(self) -> str:
+        return f"ReplyError({f'{self.code} {self.message}'!r})"
+
+
+class _Nothing:
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NOTHING"
+
+
+NOTHING: Final = _Nothing()
+"""No complete reply is there. `None` cannot say that: it is the null reply."""
+
+
+class Replies:
+    """The replies in a stream of bytes, however it is cut."""
+
+    __slots__ = ("_reader", "broken")
+
+    def __init__(self) -> None:
+        # `errors`: the text of an error may quote what a client sent, and need not be UTF-8.
+        self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=NOTHING, errors="replace")  # type: ignore[arg-type]
+        self.broken = ""
+        """What was wrong with the stream; nothing more comes out of it then."""
+
+    def read(self, data: bytes) -> list[object]:
+        """Take `data`; every reply that is complete now, in order."""
+        replies: list[object] = []
+        try:
+            self._reader.feed(data)
+            # The sentinel form of iter() stays in C; what was appended before an error stays in the list.
+            replies.extend(iter(self._reader.gets, NOTHING))
+        except hiredis.HiredisError as error:
+            self.broken = str(error)
+        return replies
+
+    def feed(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+        except hiredis.HiredisError as error:
+            self.broken = str(error)
+
+    def next(self) -> object:
+        """The next complete reply, or NOTHING."""
+        try:
+            return self._reader.gets()
+        except hiredis.HiredisError as error:
+            self.broken = str(error)
+            return NOTHING
+
+
+def pack(*args: bytes | str | int) -> bytes:
+    """A command as an array of bulk strings. Text goes as UTF-8."""
+    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]
+    return packed
+
+
+def pack_set(key: bytes, value: bytes, seconds: int) -> bytes:
+    """`SET key value EX seconds`, what every heartbeat becomes: a template takes a third of the time of `pack`."""
+    expiry = b"%d" % seconds
+    return b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nEX\r\n$%d\r\n%b\r\n" % (
+        len(key),
+        key,
+        len(value),
+        value,
+        len(expiry),
+        expiry,
+    )
+
+
+def slot(key: bytes) -> int:
+    """The cluster's hash slot of `key`: CRC-16/XMODEM of its hash tag, else of all of it (Redis Cluster spec).
+
+    The tag is what stands between the first `{` and the first `}` after it, unless that is empty.
+    """
+    start = key.find(b"{")
+    if start >= 0:
+        end = key.find(b"}", start + 1)
+        if end > start + 1:
+            key = key[start + 1 : end]
+    return binascii.crc_hqx(key, 0) % SLOTS
