@@ -1,0 +1,364 @@
+"""Redis as the hot path sees it: `submit` packed commands, callbacks get the replies in order.
+
+One write per loop tick, one clock reading per write and per read, no task and no future per command. Nothing here
+raises because of what Redis does: a command that cannot be taken is refused with False, an error is a `ReplyError`, and
+every command that was taken gets exactly one reply, be it LOST. LOST means that nobody knows whether Redis did it.
+
+The connection is made again for ever, with jitter. `up` is True only between a complete greeting, with all scripts
+loaded, and the first sign that the server cannot be used.
+"""
+
+import asyncio
+import hashlib
+import random
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter_ns
+from typing import Final
+
+from vizora_rt import report
+from vizora_rt.config import Redis
+from vizora_rt.metrics import Metrics
+from vizora_rt.net.link import UNASKED, Address, Link, connect, explain
+from vizora_rt.wire.resp import ReplyError, pack
+
+OnReply = Callable[[object], None]
+
+LOST: Final = ReplyError("LOST the connection to Redis ended before the reply")
+"""The reply of a command whose connection went away. Also a ReplyError, so that it is never taken for success."""
+
+NOT_USABLE = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+"""Errors of a server that was demoted or restarted under the connection: the master may be elsewhere by now."""
+
+FIRST_DELAY = 0.1
+"""Seconds before the second attempt at most, half of that at least; doubled up to `reconnect_max_seconds`."""
+
+CHECKS = 4
+"""A reply timeout is this many checks in a row without a byte. Counting checks and not seconds, a process that was
+stopped or starved of CPU for long does not take the replies that wait in its socket for silence."""
+
+IDLE_CHECKS = 6
+"""Checks without a command after which a PING looks whether the connection still leads anywhere: 15 s by default,
+below the minute or more after which NAT and load balancers forget a quiet connection."""
+
+PING = pack("PING")
+
+log = report.logger("store")
+
+
+class Operation:
+    """The metric children of one operation name, resolved once."""
+
+    __slots__ = ("error", "ok", "timer")
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self.ok = metrics.counter("redis_operations_total", name, "ok")
+        self.error = metrics.counter("redis_operations_total", name, "error")
+        self.timer = metrics.timer("redis_operation_duration_seconds", name)
+
+
+class Operations(dict[str, Operation]):
+    """Operation names to their children. A name that the metrics registry lacks is a fault of ours and raises."""
+
+    __slots__ = ("_metrics",)
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__()
+        self._metrics = metrics
+
+    def __missing__(self, name: str) -> Operation:
+        operation = self[name] = Operation(self._metrics, name)
+        return operation
+
+
+class Script:
+    """A Lua script, addressed by its SHA-1 as EVALSHA wants it."""
+
+    __slots__ = ("operation", "sha1", "source")
+
+    def __init__(self, name: str, source: str) -> None:
+        self.operation = f"eval_{name}"
+        self.source = source
+        self.sha1 = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+class Store:
+    """One connection to one Redis. Everything but `close` and `request` is synchronous and returns at once."""
+
+    __slots__ = (
+        "_at",
+        "_bytes",
+        "_check_handle",
+        "_closing",
+        "_config",
+        "_depth_gauge",
+        "_full_bytes",
+        "_full_commands",
+        "_gone",
+        "_idle",
+        "_link",
+        "_loop",
+        "_max_bytes",
+        "_max_commands",
+        "_name",
+        "_operations",
+        "_out",
+        "_runner",
+        "_scripts",
+        "_silent",
+        "_up_gauge",
+        "_waiting",
+        "address",
+        "on_down",
+        "on_up",
+        "reason",
+        "up",
+    )
+
+    def __init__(self, config: Redis, url: str, metrics: Metrics, *, name: str) -> None:
+        self.address = Address.parse(url)
+        """Read at every attempt to connect: whoever learns that the master moved sets it and calls `reconnect`."""
+        self.up = False
+        self.reason = "not connected yet"
+        """Why it is not up, or was not the last time."""
+        self.on_up: list[Callable[[], None]] = []
+        self.on_down: list[Callable[[], None]] = []
+        self._config = config
+        self._name = name
+        self._max_commands = config.pending_commands
+        self._max_bytes = config.pending_bytes
+        self._operations = Operations(metrics)
+        self._full_commands = metrics.counter("limits_exceeded_total", "pending_commands")
+        self._full_bytes = metrics.counter("limits_exceeded_total", "pending_bytes")
+        self._up_gauge = metrics.gauge("redis_up")
+        self._depth_gauge = metrics.gauge("redis_pipeline_depth")
+        metrics.on_collect(self._collect)
+        self._scripts: dict[str, Script] = {}
+        self._loop = asyncio.get_running_loop()
+        self._out: list[bytes] = []
+        self._waiting: deque[tuple[Operation, OnReply | None, int]] = deque()
+        self._bytes = 0
+        self._at = 0
+        self._silent = self._idle = 0
+        self._link: Link | None = None
+        self._gone = asyncio.Event()
+        self._closing = False
+        self._runner: asyncio.Task[None] | None = None
+        self._check_handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._runner = self._loop.create_task(self._run())
+        self._check_handle = self._loop.call_later(self._config.reply_timeout_seconds / CHECKS, self._check)
+
+    def submit(self, operation: str, packed: bytes, on_reply: OnReply | None = None) -> bool:
+        """Queue a command for this tick's write. False, and no reply, when the store is down or full."""
+        if not self.up:
+            return False
+        children = self._operations[operation]
+        waiting = self._waiting
+        if len(waiting) >= self._max_commands:
+            self._full_commands.value += 1
+            return False
+        if self._bytes + len(packed) > self._max_bytes and not self._make_room(len(packed)):
+            self._full_bytes.value += 1
+            return False
+        out = self._out
+        if not out:
+            self._at = perf_counter_ns()
+            self._loop.call_soon(self._flush)
+        out.append(packed)
+        self._bytes += len(packed)
+        waiting.append((children, on_reply, self._at))
+        return True
+
+    async def request(self, operation: str, packed: bytes) -> object:
+        """`submit` for cold paths: the reply, a ReplyError, or LOST, also when the store is down or full."""
+        future: asyncio.Future[object] = self._loop.create_future()
+        return await future if self.submit(operation, packed, partial(_resolve, future)) else LOST
+
+    def script(self, name: str, source: str) -> None:
+        """Register a script for `eval`; its operation is `eval_<name>`. Before `start`, so that it is loaded first."""
+        self._scripts[name] = Script(name, source)
+
+    def eval(
+        self,
+        name: str,
+        keys: tuple[bytes | str, ...],
+        args: tuple[bytes | str | int, ...] = (),
+        on_reply: OnReply | None = None,
+    ) -> bool:
+        """Run a registered script; as `submit`. A server that lost it (SCRIPT FLUSH) gets its source, once.
+
+        Such a second run comes after whatever was submitted meanwhile.
+        """
+        script = self._scripts[name]
+
+        def replied(reply: object) -> None:
+            if type(reply) is ReplyError and reply.code == "NOSCRIPT":
+                if self.submit(script.operation, pack(b"EVAL", script.source, len(keys), *keys, *args), on_reply):
+                    return
+                reply = LOST
+            if on_reply is not None:
+                on_reply(reply)
+
+        return self.submit(script.operation, pack(b"EVALSHA", script.sha1, len(keys), *keys, *args), replied)
+
+    def reconnect(self, reason: str) -> None:
+        """Leave the present connection, if there is one; what waits gets LOST."""
+        if self._link is not None:
+            self.up = False
+            self._link.drop(reason)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Take nothing more, wait for the replies to what was taken (at most `timeout`), then end the connection."""
+        self._closing = True
+        answered: asyncio.Future[object] = self._loop.create_future()
+        # Replies come in order: behind this one, nothing waits.
+        if self.submit("ping", PING, partial(_resolve, answered)):
+            self.up = False
+            try:
+                async with asyncio.timeout(timeout or self._config.reply_timeout_seconds):
+                    await answered
+            except TimeoutError:
+                log.warning("redis did not answer before closing", waiting=len(self._waiting))
+        self.up = False
+        if self._check_handle is not None:
+            self._check_handle.cancel()
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.wait([self._runner])
+        if self._link is not None:
+            self._link.drop("closed")
+            await self._gone.wait()
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            started = self._loop.time()
+            try:
+                link = await self._connect()
+            except OSError as error:
+                self._not_up(explain(error))
+            except Exception as error:
+                log.exception("redis connection failed", error=error)
+            else:
+                self._take(link)
+                await self._gone.wait()
+                # A server that lets go at once is not asked again at once, however well it greets.
+                if self._loop.time() - started > self._config.reconnect_max_seconds:
+                    failures = 0
+            delay = min(self._config.reconnect_max_seconds, FIRST_DELAY * 2 ** min(failures, 16))
+            failures += 1
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+
+    async def _connect(self) -> Link:
+        first = [("SCRIPT", pack("SCRIPT", "LOAD", script.source)) for script in self._scripts.values()]
+        return await connect(
+            self.address,
+            self._name,
+            self._deliver,
+            self._lost,
+            connect_timeout=self._config.connect_timeout_seconds,
+            reply_timeout=self._config.reply_timeout_seconds,
+            first=first,
+        )
+
+    def _take(self, link: Link) -> None:
+        self._link = link
+        self._gone.clear()
+        self._silent = self._idle = 0
+        self.reason = ""
+        self.up = True
+        log.info("redis is up", address=str(self.address))
+        for callback in self.on_up:
+            self._call(callback)
+
+    def _not_up(self, reason: str) -> None:
+        """Log a reason when it is a new one: at two attempts a second, an outage would fill the log."""
+        if reason != self.reason:
+            self.reason = reason
+            log.warning("redis is not up", address=str(self.address), reason=reason)
+
+    def _flush(self) -> None:
+        if self._out and self._link is not None:
+            data = b"".join(self._out)
+            self._out.clear()
+            self._link.transport.write(data)
+
+    def _make_room(self, wanted: int) -> bool:
+        """Whether `wanted` more bytes fit. `_bytes` only grows, until it meets the bound and is made exact here."""
+        self._flush()
+        self._bytes = self._link.transport.get_write_buffer_size() if self._link is not None else 0
+        return self._bytes + wanted <= self._max_bytes
+
+    def _deliver(self, replies: list[object]) -> None:
+        now = perf_counter_ns()
+        self._silent = 0
+        waiting = self._waiting
+        drop = UNASKED if len(replies) > len(waiting) else ""
+        # Cut first: a callback may submit, and must not be given a reply to nothing.
+        del replies[len(waiting) :]
+        for reply in replies:
+            operation, on_reply, at = waiting.popleft()
+            if type(reply) is ReplyError:
+                operation.error.value += 1
+                if reply.code in NOT_USABLE:
+                    drop = f"the server answered {reply.code}"
+            else:
+                operation.ok.value += 1
+            operation.timer.observe(now - at)
+            if on_reply is not None:
+                try:
+                    on_reply(reply)
+                except Exception as error:
+                    log.exception("reply handler failed", error=error)
+        if drop:
+            self.reconnect(drop)
+
+    def _lost(self, reason: str) -> None:
+        self.up = False
+        self._link = None
+        waiting, self._waiting = self._waiting, deque()
+        self._out.clear()
+        self._bytes = 0
+        if not self._closing:
+            self._not_up(reason)
+            for callback in self.on_down:
+                self._call(callback)
+        for operation, on_reply, _ in waiting:
+            operation.error.value += 1
+            if on_reply is not None:
+                self._call(partial(on_reply, LOST))
+        self._gone.set()
+
+    def _check(self) -> None:
+        """Is anybody there? Replies reset `_silent`."""
+        self._check_handle = self._loop.call_later(self._config.reply_timeout_seconds / CHECKS, self._check)
+        if self._waiting:
+            self._idle = 0
+            self._silent += 1
+            # One more than CHECKS: the command may have been submitted just now.
+            if self._silent > CHECKS:
+                self.reconnect(f"no reply for {self._config.reply_timeout_seconds:g} s")
+        else:
+            self._silent = 0
+            self._idle += 1
+            if self._idle >= IDLE_CHECKS:
+                self.submit("ping", PING)
+
+    def _collect(self) -> None:
+        self._up_gauge.value = int(self.up)
+        self._depth_gauge.value = len(self._waiting)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:
+            log.exception("store handler failed", error=error)
+
+
+def _resolve(future: asyncio.Future[object], reply: object) -> None:
+    # The waiter may have given up.
+    if not future.done():
+        future.set_result(reply)
