@@ -130,7 +130,8 @@ async def gateway() -> AsyncIterator[Gateway]:
 @contextlib.asynccontextmanager
 async def living(screen: Screen) -> AsyncIterator["asyncio.Task[Ending]"]:
     task = asyncio.create_task(screen.run())
-    yield task
+    async with asyncio.timeout(20):
+        yield task
     task.cancel()
     await asyncio.wait((task,))
     assert screen.state is State.STOPPED
@@ -153,6 +154,20 @@ async def test_heartbeats_follow_config(gateway: Gateway) -> None:
         assert beats[0]["data"] == {"contentVersion": None, "uptime": 7}
         assert await screen.events.get() == ("config", {"heartbeatInterval": 20, "cacheSize": 1})
         assert screen.interval == 0.02
+
+
+async def test_a_fleet_that_came_together_spreads_over_the_interval(gateway: Gateway) -> None:
+    screens = [Screen(gateway.url) for _ in range(30)]
+    async with contextlib.AsyncExitStack() as stack:
+        for screen in screens:
+            await stack.enter_async_context(living(screen))
+        for _ in screens:
+            await (await gateway.arrivals.get()).connection.recv()
+        now = asyncio.get_running_loop().time()
+        due = [screen._beats.when() - now for screen in screens if screen._beats is not None]
+        assert len(due) == len(screens)
+        assert min(due) < 20
+        assert max(due) > 40
 
 
 @pytest.mark.parametrize("interval", [0, -5, None, "20", True, 1])
@@ -314,11 +329,11 @@ async def test_hooks_that_raise_end_nothing(gateway: Gateway, caplog: pytest.Log
 @pytest.mark.parametrize("close", [close for close in errors.CLOSES if not close.come_back])
 async def test_codes_that_say_do_not_come_back(gateway: Gateway, close: errors.Close) -> None:
     screen = Screen(gateway.url)
-    running = asyncio.create_task(screen.run())
-    peer = await gateway.arrivals.get()
-    await peer.connection.close(close.code)
-    assert await running == Ending(close.name, close.code, final=True)
-    assert screen.state is State.STOPPED
+    async with living(screen) as running:
+        peer = await gateway.arrivals.get()
+        await peer.connection.close(close.code)
+        assert await running == Ending(close.name, close.code, final=True)
+        assert screen.state is State.STOPPED
     assert gateway.arrivals.empty()
 
 
@@ -359,7 +374,8 @@ async def test_a_shutdown_says_when_to_come_back(gateway: Gateway, close: errors
 async def test_refusals_that_are_final(gateway: Gateway, refusal: Refusal) -> None:
     body = json.dumps({"code": refusal.code, "message": refusal.message, "retryable": False}).encode()
     gateway.will_answer(HTTPStatus(refusal.status), body)
-    assert await Screen(gateway.url).run() == Ending(refusal.code, refusal.status, final=True)
+    async with living(Screen(gateway.url)) as running:
+        assert await running == Ending(refusal.code, refusal.status, final=True)
 
 
 @pytest.mark.parametrize("refusal", [errors.RATE_LIMITED, errors.OVERLOADED, errors.STORE_UNAVAILABLE])

@@ -64,7 +64,7 @@ async def raw_server(reply: bytes, *, after_101: bool = False, hang: bool = Fals
                 pass
         writer.close()
 
-    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+    async with asyncio.timeout(20), await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         yield parse_url(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws")
 
 
@@ -174,7 +174,7 @@ async def websocket_server(handler: Callable[[ServerConnection], object]) -> Asy
         if asyncio.iscoroutine(result):
             await result
 
-    async with serve(handle, "127.0.0.1", 0, compression=None) as server:
+    async with asyncio.timeout(20), serve(handle, "127.0.0.1", 0, compression=None) as server:
         yield parse_url(f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/ws")
 
 
@@ -250,7 +250,7 @@ async def test_refused_by_http() -> None:
     async def never(connection: ServerConnection) -> None:
         raise AssertionError
 
-    async with serve(never, "127.0.0.1", 0, process_request=refuse) as server:
+    async with asyncio.timeout(20), serve(never, "127.0.0.1", 0, process_request=refuse) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         owner = Owner()
         ending = await Link(owner, parse_url(f"ws://127.0.0.1:{port}/ws"), "t").run()
@@ -278,7 +278,7 @@ async def test_the_server_never_answers() -> None:
 
 async def test_a_protocol_error_of_the_server() -> None:
     async with raw_server(b"\x81\x81mask!", after_101=True, hang=True) as address:
-        assert await Link(Owner(), address, "t").run() == Ending("protocol_error", 1002)
+        assert await Link(Owner(), address, "t", goodbye=60).run() == Ending("protocol_error", 1002)
 
 
 async def test_a_server_that_does_not_close_is_left() -> None:
