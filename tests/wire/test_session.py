@@ -288,7 +288,7 @@ class TestPartialText:
     def test_is_checked_once_a_byte(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes: list[int] = []
 
-        def counting(data: memoryview, errors: str, final: bool) -> tuple[str, int]:
+        def counting(data: bytearray, errors: str, final: bool) -> tuple[str, int]:
             sizes.append(len(data))
             return utf_8_decode(data, errors, final)
 

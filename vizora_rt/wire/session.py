@@ -206,7 +206,8 @@ class Session:
             message.remaining = length
             message.fin = fin
             message.mask = b"" if self.client else data[start - 4 : start]
-            self._resume(message, data[start:], [])
+            if start < len(data):
+                self._resume(message, data[start:], [])
 
     def _resume(self, message: _Message, data: bytes, messages: list[str | bytes]) -> int:
         """Move what `data` has of the unfinished frame into its message; return how much that was."""
@@ -256,8 +257,7 @@ class Session:
                 messages.append(message.data.decode() if message.opcode == TEXT else bytes(message.data))
             elif message.opcode == TEXT:
                 # Only what is new: a character cut in two stays unchecked, at most three bytes of it.
-                with memoryview(message.data) as view, view[message.checked :] as new:
-                    message.checked += utf_8_decode(new, "strict", False)[1]
+                message.checked += utf_8_decode(message.data[message.checked :], "strict", False)[1]
         except UnicodeDecodeError:
             self._fail(INVALID_UTF8)
 
