@@ -167,6 +167,10 @@ BAD: dict[str, tuple[bytes, Refusal]] = {
     "chunk bare LF": (post(CHUNKED, body=b"5\nhello\n"), errors.BAD_REQUEST),
     "chunk bare CR": (post(CHUNKED, body=b"5;a\rb\r\nhello\r\n"), errors.BAD_REQUEST),
     "chunk longer than told": (post(CHUNKED, body=b"5\r\nhello!\r\n"), errors.BAD_REQUEST),
+    "chunk without its CRLF": (post(CHUNKED, body=b"5\r\nhelloXX0\r\n\r\n"), errors.BAD_REQUEST),
+    "chunk size and LF": (post(CHUNKED, body=b"5x\nhello\r\n0\r\n\r\n"), errors.BAD_REQUEST),
+    "chunk size LF alone": (post(CHUNKED, body=b"\n"), errors.BAD_REQUEST),
+    "trailers end in LF": (post(CHUNKED, body=b"0\r\n\n"), errors.BAD_REQUEST),
     "trailer folded": (post(CHUNKED, body=b"0\r\na: b\r\n c\r\n\r\n"), errors.BAD_REQUEST),
     "trailer with NUL": (post(CHUNKED, body=b"0\r\na: \x00\r\n\r\n"), errors.BAD_REQUEST),
     "length over": (post(b"Content-Length: 65"), errors.CONTENT_TOO_LARGE),
@@ -442,12 +446,26 @@ class TestUpgrade:
         assert request(UPGRADE).upgrade
         for name in ("get", "h2c is ignored", "h2c with a body"):
             assert not request(GOOD[name][0]).upgrade
+        assert not request(UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0")).upgrade  # RFC 9110 section 7.8
 
     def test_early_frames_are_kept(self) -> None:
         machine = parser()
         early = b"\x82\xfe" + bytes(range(256)) * 40
         assert isinstance(machine.feed(UPGRADE + early), Request)
         assert machine.rest == early
+        assert machine.feed(b"") is None
+        assert machine.rest == b""
+
+    def test_llhttp_goes_with_the_head(self) -> None:
+        def lexers() -> int:
+            return sum(isinstance(each, httptools.HttpRequestParser) for each in gc.get_objects())
+
+        gc.collect()
+        before, machine, seen = lexers(), parser(), []
+        for piece in (UPGRADE[:-2], b"Content-Length: 1\r\n\r\n", b"x"):
+            machine.feed(piece)
+            seen.append(lexers() - before)
+        assert seen == [1, 0, 0]
 
     def test_no_cycle_keeps_a_parser_alive(self) -> None:
         class Watched(RequestParser):
@@ -462,7 +480,6 @@ class TestUpgrade:
                 alive = weakref.ref(machine)
                 del machine
                 assert alive() is None
-            assert not any(isinstance(each, httptools.HttpRequestParser) for each in gc.get_objects())
         finally:
             gc.enable()
 

@@ -180,7 +180,7 @@ class RequestParser:
             if empty_line < 0:
                 break
         if not fields.complete:
-            return self._over_limit() if len(pending) > limit else None
+            return self._over_limit() if len(pending) >= limit else None
         request = _request(lexer, fields, bytes(pending[: self._lexed]))
         self._lexer = self._fields = None
         if isinstance(request, Refusal):
@@ -245,10 +245,10 @@ class RequestParser:
                 return errors.HEADERS_TOO_LARGE
             if end < 0:
                 break
-            if end == pos or pending[end - 1] != 0x0D:
+            line = bytes(pending[pos : end + 1])
+            if not line.endswith(b"\r\n"):
                 return errors.BAD_REQUEST
-            line = bytes(pending[pos : end - 1])
-            outcome = self._size(line) if self._stage == _SIZE else self._trailer(line, request)
+            outcome = self._size(line[:-2]) if self._stage == _SIZE else self._trailer(line[:-2], request)
             pos = end + 1
         del pending[:pos]
         return outcome
@@ -285,13 +285,11 @@ def _request(lexer: httptools.HttpRequestParser, fields: _Fields, head: bytes) -
         key, text = name.decode("latin-1").lower(), value.strip(b" \t").decode("latin-1")
         if key not in headers:
             headers[key] = text
-        elif key == "host":
-            return errors.BAD_REQUEST  # RFC 9112 section 3.2
         else:
             headers[key] += ("; " if key == "cookie" else ", ") + text
     host = headers.get("host", "" if version == "1.0" else None)
     if host is None or _HOST.fullmatch(host) is None:
-        return errors.BAD_REQUEST
+        return errors.BAD_REQUEST  # RFC 9112 section 3.2; of several there is ", " between, which no host has
     method, target = lexer.get_method().decode("latin-1"), fields.url.decode("latin-1")
     origin = _origin_form(method, target)
     if isinstance(origin, Refusal):
