@@ -215,7 +215,7 @@ def test_acked_before_it_is_executed() -> None:
         thread.start()
         try:
             player = Rebooting(f"ws://127.0.0.1:{server.socket.getsockname()[1]}/ws", "t", timing=QUIET)
-            assert asyncio.run(player.run()) == Ending("superseded", 4500, final=True)
+            assert asyncio.run(asyncio.wait_for(player.run(), 20)) == Ending("superseded", 4500, final=True)
         finally:
             server.shutdown()
             thread.join()

@@ -14,27 +14,27 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from vizora_rt import errors
-from vizora_rt.net.dial import LONGEST_WAIT, Address, Ending, Handshake, Link, is_token, parse_url, seconds
+from vizora_rt.net.dial import LONGEST_WAIT, Endpoint, Ending, Handshake, WebSocket, is_token, parse_url, seconds
 from vizora_rt.wire.frames import TEXT, encode_frame
 
-ADDRESS = parse_url("ws://127.0.0.1:3001/ws")
+ENDPOINT = parse_url("ws://127.0.0.1:3001/ws")
 
 
 class Owner:
-    """Hears what a link tells."""
+    """Hears what a socket tells."""
 
     def __init__(self) -> None:
         self.online = asyncio.Event()
         self.texts: asyncio.Queue[str] = asyncio.Queue()
         self.offline = 0
 
-    def connected(self, link: Link) -> None:
+    def connected(self, socket: WebSocket) -> None:
         self.online.set()
 
-    def received(self, link: Link, text: str) -> None:
+    def received(self, socket: WebSocket, text: str) -> None:
         self.texts.put_nowait(text)
 
-    def disconnected(self, link: Link) -> None:
+    def disconnected(self, socket: WebSocket) -> None:
         self.offline += 1
 
 
@@ -53,7 +53,7 @@ def answer(request: bytes, *extra: str, status: str = "101 Switching Protocols",
 
 
 @contextlib.asynccontextmanager
-async def raw_server(reply: bytes, *, after_101: bool = False, hang: bool = False) -> AsyncIterator[Address]:
+async def raw_server(reply: bytes, *, after_101: bool = False, hang: bool = False) -> AsyncIterator[Endpoint]:
     """A TCP server that sends `reply`, when told after a true 101; then it closes, or hangs until the client does."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,9 +78,9 @@ async def raw_server(reply: bytes, *, after_101: bool = False, hang: bool = Fals
     ],
 )
 def test_url(url: str, host: str, port: int, authority: str, target: str) -> None:
-    address = parse_url(url)
-    assert address[:4] == (host, port, authority, target)
-    assert (address.tls is not None) == url.startswith("wss")
+    endpoint = parse_url(url)
+    assert endpoint[:4] == (host, port, authority, target)
+    assert (endpoint.tls is not None) == url.startswith("wss")
 
 
 @pytest.mark.parametrize("url", ["http://a/", "ws:///ws", "127.0.0.1:3001", "ws://a/b c", "ws://a/\r\nX: y", ""])
@@ -94,22 +94,22 @@ def test_a_token_cannot_leave_its_header_line(token: object) -> None:
     assert not is_token(token)
     if isinstance(token, str):
         with pytest.raises(ValueError, match="printable"):
-            Handshake(ADDRESS, token)
+            Handshake(ENDPOINT, token)
 
 
 def test_request() -> None:
-    lines = Handshake(ADDRESS, "a.b.c").request.decode().split("\r\n")
+    lines = Handshake(ENDPOINT, "a.b.c").request.decode().split("\r\n")
     assert lines[0] == "GET /ws HTTP/1.1"
     assert {"Host: 127.0.0.1:3001", "Authorization: Bearer a.b.c", "Sec-WebSocket-Version: 13"} <= set(lines)
-    assert Handshake(ADDRESS, "t").request != Handshake(ADDRESS, "t").request
+    assert Handshake(ENDPOINT, "t").request != Handshake(ENDPOINT, "t").request
 
 
 def test_agreed_whole_byte_by_byte_and_with_a_tail() -> None:
-    whole = Handshake(ADDRESS, "t")
+    whole = Handshake(ENDPOINT, "t")
     assert whole.feed(answer(whole.request)) == b""
-    tail = Handshake(ADDRESS, "t")
+    tail = Handshake(ENDPOINT, "t")
     assert tail.feed(answer(tail.request, "Sec-WebSocket-Protocol: vizora.v1") + b"\x81\x01x") == b"\x81\x01x"
-    slow = Handshake(ADDRESS, "t")
+    slow = Handshake(ENDPOINT, "t")
     data = answer(slow.request)
     assert {slow.feed(data[i : i + 1]) for i in range(len(data) - 1)} == {None}
     assert slow.feed(data[-1:]) == b""
@@ -126,7 +126,7 @@ def test_agreed_whole_byte_by_byte_and_with_a_tail() -> None:
     ],
 )
 def test_a_101_that_does_not_agree(extra: tuple[str, ...], changed: dict[str, str]) -> None:
-    handshake = Handshake(ADDRESS, "t")
+    handshake = Handshake(ENDPOINT, "t")
     assert handshake.feed(answer(handshake.request, *extra, **changed)) == Ending("not a WebSocket server", 101)
 
 
@@ -148,11 +148,11 @@ def test_a_101_that_does_not_agree(extra: tuple[str, ...], changed: dict[str, st
     ],
 )
 def test_answers_that_are_no_handshake(reply: bytes, ending: Ending) -> None:
-    assert Handshake(ADDRESS, "t").feed(reply) == ending
+    assert Handshake(ENDPOINT, "t").feed(reply) == ending
 
 
 def test_a_refusal_is_read_to_its_end() -> None:
-    handshake = Handshake(ADDRESS, "t")
+    handshake = Handshake(ENDPOINT, "t")
     body = b'{"code":"DEVICE_REVOKED","message":"device_token_stale","retryable":false}'
     assert handshake.feed(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n" % len(body)) is None
     assert handshake.feed(body[:20]) is None
@@ -168,7 +168,7 @@ def test_durations_of_the_server(value: object, expected: float | None) -> None:
 
 
 @contextlib.asynccontextmanager
-async def websocket_server(handler: Callable[[ServerConnection], object]) -> AsyncIterator[Address]:
+async def websocket_server(handler: Callable[[ServerConnection], object]) -> AsyncIterator[Endpoint]:
     async def handle(connection: ServerConnection) -> None:
         result = handler(connection)
         if asyncio.iscoroutine(result):
@@ -185,13 +185,13 @@ async def test_messages_both_ways() -> None:
         async for message in connection:
             await connection.send(message)
 
-    async with websocket_server(echo) as address:
+    async with websocket_server(echo) as endpoint:
         owner = Owner()
-        link = Link(owner, address, "a.b.c")
-        running = asyncio.create_task(link.run())
+        socket = WebSocket(owner, endpoint, "a.b.c")
+        running = asyncio.create_task(socket.run())
         assert await owner.texts.get() == "Bearer a.b.c"
         for text in ("x", "é" * 70_000):
-            link.send(text.encode())
+            socket.send(text.encode())
             assert await owner.texts.get() == text
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -200,9 +200,9 @@ async def test_messages_both_ways() -> None:
 
 
 async def test_frames_that_came_with_the_101() -> None:
-    async with raw_server(encode_frame(TEXT, b"early"), after_101=True) as address:
+    async with raw_server(encode_frame(TEXT, b"early"), after_101=True) as endpoint:
         owner = Owner()
-        assert await Link(owner, address, "t").run() == Ending("connection lost", 1006)
+        assert await WebSocket(owner, endpoint, "t").run() == Ending("connection lost", 1006)
         assert owner.texts.get_nowait() == "early"
 
 
@@ -213,9 +213,9 @@ async def test_cancelled_it_says_goodbye() -> None:
         await connection.wait_closed()
         codes.put_nowait(connection.close_code)
 
-    async with websocket_server(wait) as address:
+    async with websocket_server(wait) as endpoint:
         owner = Owner()
-        running = asyncio.create_task(Link(owner, address, "t").run())
+        running = asyncio.create_task(WebSocket(owner, endpoint, "t").run())
         await owner.online.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -237,8 +237,8 @@ async def test_cancelled_it_says_goodbye() -> None:
     ],
 )
 async def test_close_codes(code: int, ending: Ending) -> None:
-    async with websocket_server(lambda connection: connection.close(code)) as address:
-        assert await Link(Owner(), address, "t").run() == ending
+    async with websocket_server(lambda connection: connection.close(code)) as endpoint:
+        assert await WebSocket(Owner(), endpoint, "t").run() == ending
 
 
 async def test_refused_by_http() -> None:
@@ -253,37 +253,37 @@ async def test_refused_by_http() -> None:
     async with asyncio.timeout(20), serve(never, "127.0.0.1", 0, process_request=refuse) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         owner = Owner()
-        ending = await Link(owner, parse_url(f"ws://127.0.0.1:{port}/ws"), "t").run()
+        ending = await WebSocket(owner, parse_url(f"ws://127.0.0.1:{port}/ws"), "t").run()
         assert ending == Ending("AUTH_EXPIRED", 401, final=True)
         assert (owner.online.is_set(), owner.offline) == (False, 0)
 
 
 async def test_nobody_listens() -> None:
-    async with raw_server(b"") as address:
+    async with raw_server(b"") as endpoint:
         pass
-    ending = await Link(Owner(), address, "t").run()
+    ending = await WebSocket(Owner(), endpoint, "t").run()
     assert "refused" in ending.reason.lower() or "connect call failed" in ending.reason.lower()
     assert not ending.final
 
 
 async def test_the_server_hangs_up_during_the_handshake() -> None:
-    async with raw_server(b"HTTP/1.1 101 Sw") as address:
-        assert await Link(Owner(), address, "t").run() == Ending("connection lost", 1006)
+    async with raw_server(b"HTTP/1.1 101 Sw") as endpoint:
+        assert await WebSocket(Owner(), endpoint, "t").run() == Ending("connection lost", 1006)
 
 
 async def test_the_server_never_answers() -> None:
-    async with raw_server(b"", hang=True) as address:
-        assert await Link(Owner(), address, "t", connect=0.05).run() == Ending("handshake timeout")
+    async with raw_server(b"", hang=True) as endpoint:
+        assert await WebSocket(Owner(), endpoint, "t", connect=0.05).run() == Ending("handshake timeout")
 
 
 async def test_a_protocol_error_of_the_server() -> None:
-    async with raw_server(b"\x81\x81mask!", after_101=True, hang=True) as address:
-        assert await Link(Owner(), address, "t", goodbye=60).run() == Ending("protocol_error", 1002)
+    async with raw_server(b"\x81\x81mask!", after_101=True, hang=True) as endpoint:
+        assert await WebSocket(Owner(), endpoint, "t", goodbye=60).run() == Ending("protocol_error", 1002)
 
 
 async def test_a_server_that_does_not_close_is_left() -> None:
-    async with raw_server(b"\x88\x02\x0f\xa0", after_101=True, hang=True) as address:
-        assert await Link(Owner(), address, "t", goodbye=0.05).run() == Ending("silent", 4000)
+    async with raw_server(b"\x88\x02\x0f\xa0", after_101=True, hang=True) as endpoint:
+        assert await WebSocket(Owner(), endpoint, "t", goodbye=0.05).run() == Ending("silent", 4000)
 
 
 async def test_binary_messages_are_ignored() -> None:
@@ -293,9 +293,9 @@ async def test_binary_messages_are_ignored() -> None:
         with contextlib.suppress(ConnectionClosed):
             await connection.recv()
 
-    async with websocket_server(handler) as address:
+    async with websocket_server(handler) as endpoint:
         owner = Owner()
-        running = asyncio.create_task(Link(owner, address, "t").run())
+        running = asyncio.create_task(WebSocket(owner, endpoint, "t").run())
         assert await owner.texts.get() == "text"
         running.cancel()
         await asyncio.wait((running,))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from vizora_rt.errors import BAD_MESSAGE, INVALID_PAYLOAD, Refusal
-from vizora_rt.net.dial import Ending, Link, is_token, parse_url, seconds
+from vizora_rt.net.dial import Ending, WebSocket, is_token, parse_url, seconds
 from vizora_rt.wire.messages import decode, dumps, encode, encode_ack
 
 log = logging.getLogger(__name__)
@@ -138,10 +138,10 @@ class Player:
         "_failures",
         "_hold",
         "_ids",
-        "_link",
+        "_socket",
         "_plays_id",
         "_seen",
-        "address",
+        "endpoint",
         "ending",
         "interval",
         "plays",
@@ -152,7 +152,7 @@ class Player:
     )
 
     def __init__(self, url: str, token: str, *, timing: Timing = Timing(), plays_kept: int = 10_000) -> None:
-        self.address = parse_url(url)
+        self.endpoint = parse_url(url)
         self.token = token
         self.timing = timing
         self.state = State.NEW
@@ -160,7 +160,7 @@ class Player:
         self.interval = timing.interval
         self.version: str | None = None
         self.plays = Plays(plays_kept)
-        self._link: Link | None = None
+        self._socket: WebSocket | None = None
         self._ids = itertools.count(1)
         self._asked: dict[int, OnAck] = {}
         self._seen: dict[str, None] = {}
@@ -188,8 +188,8 @@ class Player:
         try:
             while True:
                 self._become(State.CONNECTING)
-                link = Link(self, self.address, self.token, self.timing.connect, self.timing.goodbye)
-                self.ending = await link.run()
+                socket = WebSocket(self, self.endpoint, self.token, self.timing.connect, self.timing.goodbye)
+                self.ending = await socket.run()
                 if self.ending.final:
                     return self.ending
                 self._become(State.WAITING)
@@ -211,10 +211,10 @@ class Player:
         """The content of play `seq` ended."""
         self._play(seq, "end", content_id, fields)
 
-    # What the link tells.
+    # What the socket tells.
 
-    def connected(self, link: Link) -> None:
-        self._link = link
+    def connected(self, socket: WebSocket) -> None:
+        self._socket = socket
         loop = asyncio.get_running_loop()
         # The first heartbeat soon, the second after a random part of the interval: a fleet that came back together
         # spreads over the interval and stays spread.
@@ -223,8 +223,8 @@ class Player:
         self._hold = loop.call_later(first, self._send_plays)
         self._become(State.ONLINE)
 
-    def disconnected(self, link: Link) -> None:
-        self._link = None
+    def disconnected(self, socket: WebSocket) -> None:
+        self._socket = None
         for timer in (self._beats, self._hold):
             if timer is not None:
                 timer.cancel()
@@ -233,7 +233,7 @@ class Player:
         for on_ack in asked.values():
             self._call(on_ack, None)
 
-    def received(self, link: Link, text: str) -> None:
+    def received(self, socket: WebSocket, text: str) -> None:
         message = decode(text)
         if isinstance(message, Refusal):
             return
@@ -245,7 +245,7 @@ class Player:
                 self._call(on_ack, data)
             return
         if ack_id is not None:
-            link.send(encode_ack(ack_id, b'{"ok":true}'))
+            socket.send(encode_ack(ack_id, b'{"ok":true}'))
         if event == "command" and self._seen_before(data.get("commandId")):
             return
         react = self._REACTIONS.get(event)
@@ -261,8 +261,8 @@ class Player:
             self.interval = max(self.timing.least_interval, interval)
 
     def _on_shutdown(self, data: dict[str, Any]) -> None:
-        if self._link is not None:
-            self._link.wait = seconds(data.get("retryAfterMs"))
+        if self._socket is not None:
+            self._socket.wait = seconds(data.get("retryAfterMs"))
 
     def _on_token(self, data: dict[str, Any]) -> None:
         if is_token(data.get("token")):
@@ -282,10 +282,10 @@ class Player:
     # Heartbeats.
 
     def _beat(self, share: float) -> None:
-        loop, link = asyncio.get_running_loop(), self._link
-        assert link is not None
-        if loop.time() - link.heard > self.timing.silent_intervals * self.interval:
-            link.abort(Ending("silent", 1006))
+        loop, socket = asyncio.get_running_loop(), self._socket
+        assert socket is not None
+        if loop.time() - socket.heard > self.timing.silent_intervals * self.interval:
+            socket.abort(Ending("silent", 1006))
             return
         self._beats = loop.call_later(self.interval * share, self._beat, 1.0)
         vitals = self._call(self.heartbeat) or {}
@@ -312,7 +312,7 @@ class Player:
     def _play(self, seq: int, phase: str, content_id: str, fields: dict[str, Any]) -> None:
         play = {"contentId": content_id, "seq": seq, "phase": phase, "timestamp": time.time_ns() // 1_000_000}
         self.plays.add({**play, **fields})
-        if self._link is not None and self._hold is None:
+        if self._socket is not None and self._hold is None:
             self._send_plays()
 
     def _send_plays(self) -> None:
@@ -360,16 +360,16 @@ class Player:
 
     def _send(self, event: str, body: bytes, on_ack: OnAck | None) -> int | None:
         """Send; returns the id that the ack will carry, 0 when none is wanted, None when not online."""
-        if self._link is None:
+        if self._socket is None:
             return None
         if on_ack is None:
-            self._link.send(encode(event, body))
+            self._socket.send(encode(event, body))
             return 0
         if len(self._asked) >= ACKS_AWAITED:
             self._call(self._asked.pop(next(iter(self._asked))), None)
         ack_id = next(self._ids)
         self._asked[ack_id] = on_ack
-        self._link.send(encode(event, body, ack_id))
+        self._socket.send(encode(event, body, ack_id))
         return ack_id
 
     def _seen_before(self, command_id: object) -> bool:

@@ -1,7 +1,7 @@
 """One WebSocket connection from the client's side: a URL, the opening handshake, messages, and why it ended.
 
-`Link.run()` is the whole of it. Players (`client.py`) and load generators stand on this file. What a server sends never
-raises: an answer that is no handshake, a refusal and a close frame all become an `Ending`.
+`WebSocket.run()` is the whole of it; players (`client.py`) and load generators stand on this file. What a server sends
+never raises: an answer that is no handshake, a refusal and a close frame all become an `Ending`.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Ending(NamedTuple):
     wait: float | None = None
 
 
-class Address(NamedTuple):
+class Endpoint(NamedTuple):
     """Where a ws:// or wss:// URL leads."""
 
     host: str
@@ -50,13 +50,13 @@ class Address(NamedTuple):
     tls: ssl.SSLContext | None
 
 
-def parse_url(url: str) -> Address:
+def parse_url(url: str) -> Endpoint:
     """Raises ValueError: a URL is the operator's."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("ws", "wss") or not parts.hostname or not _VISIBLE.fullmatch(url):
         raise ValueError(f"not a ws:// or wss:// URL: {url!r}")
     secure = parts.scheme == "wss"
-    return Address(
+    return Endpoint(
         host=parts.hostname,
         port=parts.port or (443 if secure else 80),
         authority=parts.netloc.rpartition("@")[2],
@@ -75,7 +75,7 @@ class Handshake:
 
     __slots__ = ("_accept", "_received", "request")
 
-    def __init__(self, address: Address, token: str) -> None:
+    def __init__(self, endpoint: Endpoint, token: str) -> None:
         if not is_token(token):
             raise ValueError("a token is printable ASCII without spaces")
         key = base64.b64encode(os.urandom(16)).decode()
@@ -83,7 +83,7 @@ class Handshake:
         self._accept = base64.b64encode(digest.digest()).decode()
         self._received = b""
         self.request = (
-            f"GET {address.target} HTTP/1.1\r\nHost: {address.authority}\r\nUpgrade: websocket\r\n"
+            f"GET {endpoint.target} HTTP/1.1\r\nHost: {endpoint.authority}\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
             f"Sec-WebSocket-Protocol: vizora.v1\r\nAuthorization: Bearer {token}\r\n\r\n"
         ).encode()
@@ -116,18 +116,18 @@ class Handshake:
 
 
 class Owner(Protocol):
-    """Whose link it is."""
+    """Whose socket it is."""
 
-    def connected(self, link: "Link") -> None: ...
-    def received(self, link: "Link", text: str) -> None: ...
-    def disconnected(self, link: "Link") -> None: ...
+    def connected(self, socket: "WebSocket") -> None: ...
+    def received(self, socket: "WebSocket", text: str) -> None: ...
+    def disconnected(self, socket: "WebSocket") -> None: ...
 
 
-class Link(asyncio.Protocol):
+class WebSocket(asyncio.Protocol):
     """One connection, from the first SYN to the last FIN. `owner` hears of it between the upgrade and the end."""
 
     __slots__ = (
-        "_address",
+        "_endpoint",
         "_connect",
         "_ended",
         "_ending",
@@ -142,14 +142,16 @@ class Link(asyncio.Protocol):
         "wait",
     )
 
-    def __init__(self, owner: Owner, address: Address, token: str, connect: float = 10.0, goodbye: float = 2.0) -> None:
+    def __init__(
+        self, owner: Owner, endpoint: Endpoint, token: str, connect: float = 10.0, goodbye: float = 2.0
+    ) -> None:
         """`connect` seconds for TCP and TLS, and again for the upgrade; `goodbye` for the server's end of a close."""
         self._owner = owner
-        self._address = address
+        self._endpoint = endpoint
         self._connect = connect
         self._goodbye = goodbye
         self._loop = asyncio.get_running_loop()
-        self._handshake: Handshake | None = Handshake(address, token)
+        self._handshake: Handshake | None = Handshake(endpoint, token)
         self._session = Session(MESSAGE_LIMIT, client=True)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -160,7 +162,7 @@ class Link(asyncio.Protocol):
 
     async def run(self) -> Ending:
         """Connect, live, end; returns when TCP is gone. Cancelled, it says goodbye first."""
-        host, port, _, _, tls = self._address
+        host, port, _, _, tls = self._endpoint
         try:
             async with asyncio.timeout(self._connect):
                 await self._loop.create_connection(lambda: self, host, port, ssl=tls)
