@@ -61,6 +61,9 @@ FRAMES = [
     (CLIENT, b"\x81\x7e\x00\x7e" + b"x" * 126, TEXT, True, b"x" * 126),
     (CLIENT, b"\x81\x7e\xff\xff" + b"x" * 65535, TEXT, True, b"x" * 65535),
     (SERVER, b"\x89\xfd" + ZERO + b"p" * 125, PING, True, b"p" * 125),
+    # A mask that looks like the length of a longer form.
+    (SERVER, b"\x81\x81\x00\xc8\x00\x00\x61", TEXT, True, b"a"),
+    (SERVER, b"\x81\x82\x00\x7e\x00\x00\x61\x1c", TEXT, True, b"ab"),
     # A parser of frames does not look at the text.
     (SERVER, b"\x81\x82" + ZERO + b"\xff\xfe", TEXT, True, b"\xff\xfe"),
 ]
@@ -107,6 +110,7 @@ ERRORS = [
     (SERVER, b"\x82\xfe\xff\xff", TOO_BIG),
     (SERVER, b"\x81\xff\x00\x00\x00\x00\x00\x01\x00\x00", TOO_BIG),
     (SERVER, b"\x82\xff\x7f\xff\xff\xff\xff\xff\xff\xff", TOO_BIG),
+    (SERVER, b"\x81\xff\x00\xc8\x00\x00\x00\x00\x00\x00", TOO_BIG),
     (CLIENT, b"\x82\x7e\x03\xe9", TOO_BIG),
 ]
 
@@ -130,7 +134,7 @@ class TestFrame:
             assert parse_frame(data[:size], 0, 65536, view) is None
 
     def test_with_a_tail(self, view: bool, data: bytes, opcode: int, fin: bool, payload: bytes) -> None:
-        for tail in (b"\x81", b"\xff" * 9, data):
+        for tail in (b"\x81", b"\xff" * 9, bytes(300), data):
             assert parse_frame(data + tail, 0, 65536, view) == (opcode, fin, payload, len(data))
 
     def test_behind_a_head(self, view: bool, data: bytes, opcode: int, fin: bool, payload: bytes) -> None:
