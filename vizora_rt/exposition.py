@@ -33,11 +33,10 @@ def _header(family: Family, openmetrics: bool) -> str:
 class _Source:
     """One process: what its last snapshot said, and which series each value belongs to."""
 
-    __slots__ = ("cells", "number", "started", "timer_slots", "timers", "values", "worker")
+    __slots__ = ("cells", "number", "started", "timer_slots", "timers", "values")
 
-    def __init__(self, number: int, worker: str) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.worker = worker
         self.started = False
         self.cells: list[int] = []
         self.values: Sequence[int] = ()
@@ -104,7 +103,7 @@ class Totals:
         source = self._sources.pop((worker, process), None)
         if source is None:
             return
-        for series, value in zip(source.cells, source.values, strict=False):
+        for series, value in zip(source.cells, source.values, strict=True):
             if self._counts[series]:
                 self._base[series] = (self._base[series] or 0) + value
         for series, slots in source.blocks():
@@ -131,12 +130,13 @@ class Totals:
         self.gauge("devices_known").value = len(self._devices)
         self.merge("", self._own.snapshot())
         values, timers = self._sums()
+        devices = self._devices.lines()
         parts: list[str] = []
         for family in FAMILIES:
             if family.name.startswith("nodejs_") and not self._settings.nodejs_aliases:
                 continue
             parts.append(_header(family, openmetrics))
-            parts.extend(self._samples(family, values, timers))
+            parts += devices[family.name] if family.origin == "device" else self._samples(family, values, timers)
         if openmetrics:
             parts.append("# EOF\n")
         # A lone surrogate is no UTF-8; it must not cost the whole scrape.
@@ -144,8 +144,6 @@ class Totals:
 
     def _samples(self, family: Family, values: list[int | None], timers: list[list[int]]) -> list[str]:
         series = self._of_family[family.name]
-        if family.origin == "device":
-            return self._devices.lines(family)
         if family.origin == "process":
             found = self._processes.get(family.name, ())
             return [f"{family.full_name}{_labels(family, [label])} {value}\n" for label, value in found]
@@ -165,10 +163,10 @@ class Totals:
 
     def _sums(self) -> tuple[list[int | None], list[list[int]]]:
         values = self._base.copy()
-        timers = [slots.copy() for slots in self._timer_base]
+        timers = self._timer_base.copy()
         combine = self._combine
         for source in self._sources.values():
-            for series, value in zip(source.cells, source.values, strict=False):
+            for series, value in zip(source.cells, source.values, strict=True):
                 held = values[series]
                 values[series] = value if held is None else combine[series](held, value)
             for series, slots in source.blocks():
@@ -187,7 +185,7 @@ class Totals:
         source = self._sources.get((worker, process))
         if source is None:
             self._numbers += 1
-            source = self._sources[worker, process] = _Source(self._numbers, worker)
+            source = self._sources[worker, process] = _Source(self._numbers)
         return source
 
     def _place(self, worker: str, name: str, kind: Kind, given: tuple[str, ...]) -> int:

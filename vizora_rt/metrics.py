@@ -411,20 +411,25 @@ class Metrics:
         return cell
 
     def _child(self, name: str, kind: Kind, values: tuple[str, ...]) -> Cell | Timer:
-        # What is past a cap is looked up anew each time: remembering it would grow with every name that peers invent.
+        found = self._children[_family(name).name].get(values)
+        if found is not None and REGISTRY[name].kind == kind:
+            return found
+        # What is past a cap is resolved anew each time: remembering it would grow with every name that peers invent.
         values = self.resolve(name, kind, values)
-        children = self._children[name]
-        if values not in children:
-            if kind == "histogram":
-                timer = Timer()
-                children[values] = timer
-                self._timers.append(timer.slots)
-            else:
-                cell = Cell()
-                children[values] = cell
-                self._cells.append(cell)
+        child = self._children[name].get(values)
+        if child is None:
+            child = self._children[name][values] = self._make(kind)
             self._new.append((name, kind, values))
-        return children[values]
+        return child
+
+    def _make(self, kind: Kind) -> Cell | Timer:
+        if kind == "histogram":
+            timer = Timer()
+            self._timers.append(timer.slots)
+            return timer
+        cell = Cell()
+        self._cells.append(cell)
+        return cell
 
 
 def _family(name: str) -> Family:
