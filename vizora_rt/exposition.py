@@ -53,7 +53,10 @@ _COMBINE: dict[str, Callable[[int, int], int]] = {"sum": operator.add, "max": ma
 
 
 class Totals:
-    """The supervisor's sums. `worker` is the value of that label; `process` tells two of a worker apart in a roll."""
+    """The supervisor's sums. `worker` is the value of that label; `process` tells two of a worker apart in a roll.
+
+    `render` may run in a thread when nothing else is called meanwhile; cells that exist may be counted.
+    """
 
     def __init__(self, settings: config.Metrics, version: str = "", commit: str = "") -> None:
         self._settings = settings
