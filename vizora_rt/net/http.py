@@ -12,14 +12,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter_ns
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from vizora_rt import errors, metrics, report
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.connection import Connection
-from vizora_rt.net.gateway import RETRY_AFTER, Gateway
+from vizora_rt.net.gateway import RETRY_AFTER, Settle
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import http, messages, resp
@@ -71,11 +71,23 @@ def refuse(refusal: Refusal, **more: object) -> Response:
     )
 
 
+class Door(Protocol):
+    """Who decides on opening handshakes: the gateway."""
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def draining(self) -> bool: ...
+
+    def admit(self, request: Request, address: str, settle: Settle) -> None: ...
+    def handshaken(self, ns: int) -> None: ...
+
+
 class Server:
     """The routes, and what all exchanges of a worker share."""
 
     def __init__(
-        self, config: Config, gateway: Gateway, metrics: Metrics, wheel: Wheel, store: Store, ask: Ask
+        self, config: Config, gateway: Door, metrics: Metrics, wheel: Wheel, store: Store, ask: Ask
     ) -> None:
         self.config = config
         self.gateway = gateway
@@ -98,6 +110,10 @@ class Server:
     def exchange(self) -> "Exchange":
         """The protocol of a new TCP connection."""
         return Exchange(self)
+
+    def upgrades(self, request: Request) -> bool:
+        """Whether WebSocket is spoken there."""
+        return request.path == "/ws"
 
     def answer(self, request: Request, exchange: "Exchange") -> tuple[str, Answer]:
         """The route pattern and the answer."""
@@ -271,7 +287,7 @@ class Exchange(asyncio.Protocol):
         if isinstance(outcome, Refusal):
             self._server.count("other", "unmatched", outcome.status, 0)
             self._finish(http_refusal(outcome))
-        elif outcome.path == "/ws":
+        elif self._server.upgrades(outcome):
             self._upgrade(outcome)
         else:
             self._serve(outcome)
