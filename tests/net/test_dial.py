@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from vizora_rt import errors
-from vizora_rt.net.dial import LONGEST_WAIT, Endpoint, Ending, Handshake, WebSocket, is_token, parse_url, seconds
+from vizora_rt.net.dial import LONGEST_WAIT, Ending, Endpoint, Handshake, WebSocket, is_token, parse_url, seconds
 from vizora_rt.wire.frames import TEXT, encode_frame
 
 ENDPOINT = parse_url("ws://127.0.0.1:3001/ws")

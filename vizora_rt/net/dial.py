@@ -127,10 +127,10 @@ class WebSocket(asyncio.Protocol):
     """One connection, from the first SYN to the last FIN. `owner` hears of it between the upgrade and the end."""
 
     __slots__ = (
-        "_endpoint",
         "_connect",
         "_ended",
         "_ending",
+        "_endpoint",
         "_goodbye",
         "_handshake",
         "_loop",
