@@ -100,6 +100,10 @@ class TestPrecedence:
     def test_the_long_name_over_the_alias(self) -> None:
         assert load_text("", {"PORT": "1", "VIZORA_SERVER__PORT": "2"}).server.port == 2
 
+    def test_any_name_in_the_environment_over_any_in_dotenv(self) -> None:
+        Path(".env").write_text("VIZORA_SERVER__PORT=2\n")
+        assert config.load(None, {"PORT": "3"}).server.port == 3
+
     def test_only_what_is_named_changes(self) -> None:
         loaded = config.load(None, {"VIZORA_SERVER__BACKLOG": "7"}, {"server": {"port": 4}, "logging": {}})
         assert loaded.server == config.Server(port=4, backlog=7)
@@ -187,6 +191,7 @@ class TestRefusals:
             ("[server]\nworkers = -1", "config.toml:2: server.workers: expected `int` >= 0"),
             ("[server]\ndrain_seconds = 0", "config.toml:2: server.drain_seconds: expected `float` > 0.0"),
             ("[server]\ndrain_seconds = nan", "config.toml:2: server.drain_seconds: expected `float` > 0.0"),
+            ("[server]\ndrain_seconds = inf", "config.toml:2: server.drain_seconds: expected `float` <= 86400.0"),
             ("[limits]\nmax_connections = 0", "config.toml:2: limits.max_connections: expected `int` >= 1"),
             ("[player]\nheartbeat_interval = 999", "config.toml:2: player.heartbeat_interval: expected `int` >= 1000"),
             ("[player]\nauto_update = 1", "config.toml:2: player.auto_update: expected `bool`, got `int`"),
@@ -237,6 +242,18 @@ class TestRefusals:
     @pytest.mark.parametrize("url", ["redis://h", "rediss://u:p@h:1/2", "unix:///run/x.sock", "valkey://h"])
     def test_redis_urls(self, url: str) -> None:
         assert config.load(None, {"REDIS_URL": url}).redis.url == url
+
+    @pytest.mark.parametrize(
+        ("content", "line"),
+        [
+            (b"PORT=x", ".env: PORT: expected `int`, got `str`"),
+            (b"VIZORA_SERVER__PROT=1", ".env: VIZORA_SERVER__PROT: there is no key `server.prot`"),
+            (b"PORT=\xff", ".env: not UTF-8"),
+        ],
+    )
+    def test_dotenv(self, content: bytes, line: str) -> None:
+        Path(".env").write_bytes(content)
+        assert refusal("") == line
 
     def test_more_connections_than_descriptors(self) -> None:
         room = config.descriptor_room()

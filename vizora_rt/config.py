@@ -23,7 +23,7 @@ from vizora_rt.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]  # a day: `inf` is a TOML float too
 Share = Annotated[float, Meta(ge=0, le=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -180,8 +180,10 @@ def load(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
     Raises ConfigError with one line that names the file and line, or the variable.
     """
     text, tables = _read(file)
-    env = {**_dotenv(), **environ}
-    for section, keys in (*_from_environment(env), *((s, dict(k)) for s, k in overrides.items())):
+    local = _dotenv()
+    env = {**local, **environ}
+    named = (*_from_environment(local, ".env"), *_from_environment(environ, "environment"))
+    for section, keys in (*named, *((s, dict(k)) for s, k in overrides.items())):
         tables.setdefault(section, {}).update(keys)
     tables["environment"] = env.get("VIZORA_ENV") or env.get("NODE_ENV") or "production"
     tables["state_dir"] = str(state_dir(env))
@@ -289,14 +291,20 @@ def _read(file: Path | None) -> tuple[str, dict[str, Any]]:
 
 def _dotenv() -> dict[str, str]:
     path = Path(".env")
-    return {k: v for k, v in dotenv.dotenv_values(path).items() if v is not None} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        values = dotenv.dotenv_values(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f".env: {error.strerror if isinstance(error, OSError) else 'not UTF-8'}") from None
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+def _from_environment(environ: Mapping[str, str], source: str) -> list[tuple[str, dict[str, Any]]]:
     found: list[tuple[str, dict[str, Any]]] = []
     for name, (section, key) in ALIASES.items():
         if environ.get(name):
-            found.append((section, {key: _typed(name, section, key, environ[name])}))
+            found.append((section, {key: _typed(f"{source}: {name}", section, key, environ[name])}))
     for name, value in environ.items():
         if not name.startswith("VIZORA_") or name in NOT_KEYS:
             continue
@@ -304,8 +312,8 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, dict[str, A
         if not separator:
             continue
         if section not in SECTIONS or key not in _fields(section):
-            raise ConfigError(f"environment: {name}: there is no key `{section}.{key}`")
-        found.append((section, {key: _typed(name, section, key, value)}))
+            raise ConfigError(f"{source}: {name}: there is no key `{section}.{key}`")
+        found.append((section, {key: _typed(f"{source}: {name}", section, key, value)}))
     return found
 
 
@@ -321,7 +329,7 @@ def _typed(name: str, section: str, key: str, value: str) -> Any:
     try:
         return msgspec.to_builtins(msgspec.convert(raw, kind, strict=False))
     except msgspec.ValidationError as error:
-        raise ConfigError(f"environment: {name}: {str(error)[0].lower()}{str(error)[1:]}") from None
+        raise ConfigError(f"{name}: {str(error)[0].lower()}{str(error)[1:]}") from None
 
 
 def _explain(message: str, file: Path | None, text: str) -> str:
