@@ -116,8 +116,14 @@ class State:
         device.heartbeat = None
         self.report(device)
 
+    def lose(self, device: Device) -> None:
+        """Another worker has it now."""
+        device.reason, device.owned = SUPERSEDED.name, False
+        self.report(device)
+        self.forget(device)
+
     def forget(self, device: Device) -> None:
-        """Another worker has it now, or its end is written."""
+        """Its end is written, or another's business."""
         if self.devices.get(device.id) is device:
             del self.devices[device.id]
 

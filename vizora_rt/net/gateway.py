@@ -396,7 +396,8 @@ class Gateway:
         device.reported = False
         beat = device.heartbeat.metrics if device.heartbeat is not None else None
         cpu, memory = (beat.cpu_usage, beat.memory_usage) if beat is not None else (None, None)
-        online = int(device.peer is not None)
+        # None: another worker has it, here it is neither online nor offline.
+        online = None if device.reason == errors.SUPERSEDED.name else int(device.peer is not None)
         row = [device.id, device.organization_id, online, cpu, memory, device.heartbeats_ok, device.heartbeats_failed]
         device.heartbeats_ok = device.heartbeats_failed = 0
         return row

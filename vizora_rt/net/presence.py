@@ -222,6 +222,8 @@ class Presence:
 
     def disconnected(self, device: Device) -> None:
         """Its connection is gone and no newer one took its place: offline, if that lasts."""
+        if self._state.devices.get(device.id) is not device:
+            return
         if device.owned and self._store.up:
             self._list(device, time.time_ns() // 1_000_000)
         self._wheel.add(Absence(self, device), self._absent_after)
@@ -253,8 +255,7 @@ class Presence:
             self._ring(parts[1], int(parts[2]), {"superseded": device.id, "epoch": device.epoch})
 
     def _lose(self, device: Device) -> None:
-        self._state.forget(device)
-        self._state.report(device)
+        self._state.lose(device)
         if device.peer is not None:
             device.peer.close(SUPERSEDED)
 
