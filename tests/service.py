@@ -122,8 +122,6 @@ class Service:
             kill_ours(pid)
         if self._reader is not None:
             self._reader.join(PATIENCE)
-        if self._process.stderr is not None:
-            self._process.stderr.close()
 
     # --- log ---
 
@@ -152,22 +150,23 @@ class Service:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
-        for line in process.stderr:
-            record = parse(line)
-            if record is not None and record["event"] in PROCESSES:
-                self._pids.add(record["pid"])
-            with self._news:
-                self.lines.append(line.rstrip("\n"))
-                self._news.notify_all()
+        with process.stderr as stream:
+            for line in stream:
+                record = parse(line)
+                if record is not None and record["event"] in PROCESSES:
+                    self._pids.add(record["pid"])
+                with self._news:
+                    self.lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
         with self._news:
             self._over = True
             self._news.notify_all()
 
     # --- questions ---
 
-    def get(self, path: str, headers: Mapping[str, str] = {}) -> tuple[int, bytes]:
+    def get(self, path: str, headers: Mapping[str, str] = {}, timeout: float = PATIENCE) -> tuple[int, bytes]:
         """Status and body of a GET over a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request("GET", path, headers={"connection": "close", **headers})
             response = connection.getresponse()
@@ -186,9 +185,9 @@ class Service:
         """Pids of the workers that are ready, by index."""
         return [worker["pid"] for worker in self.status()["workers"] if worker["state"] == "ready"]
 
-    def metric(self, series: str) -> float | None:
+    def metric(self, series: str, timeout: float = PATIENCE) -> float | None:
         """The value of a series as written in the exposition, labels included."""
-        status, body = self.get("/metrics")
+        status, body = self.get("/metrics", timeout=timeout)
         assert status == 200, body
         for line in body.decode().splitlines():
             name, _, value = line.rpartition(" ")

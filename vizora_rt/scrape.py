@@ -8,6 +8,7 @@ import asyncio
 import gzip
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Protocol
 
 from vizora_rt import report
 from vizora_rt.exposition import Totals
@@ -23,15 +24,25 @@ Format = tuple[bool, bool]
 """OpenMetrics rather than the text format, gzip or plain"""
 
 
-class Scrapes:
-    """`workers` are those to collect from, `pids` the processes of the service by label."""
+class Service(Protocol):
+    """What is scraped."""
 
-    def __init__(
-        self, totals: Totals, workers: Callable[[], Iterable[Process]], pids: Callable[[], Mapping[str, int]]
-    ) -> None:
+    def serving(self) -> Iterable[Process]:
+        """The workers to collect from."""
+
+    def pids(self) -> Mapping[str, int]:
+        """The processes of the service by label."""
+
+    def recount(self) -> None:
+        """Set the gauges of the supervisor's own."""
+
+
+class Scrapes:
+    """The totals, and who waits for them."""
+
+    def __init__(self, totals: Totals, service: Service) -> None:
         self.totals = totals
-        self._workers = workers
-        self._pids = pids
+        self._service = service
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[Process, int, Format]] = []
         self._task: asyncio.Task[None] | None = None
@@ -116,7 +127,7 @@ class Scrapes:
     async def _collect(self) -> None:
         """Have all workers send what is newest, and wait for them, but not for long."""
         self._number += 1
-        workers = list(self._workers())
+        workers = list(self._service.serving())
         self._silent.update(workers)
         self._incomplete.update(workers)
         self._complete.clear()
@@ -132,9 +143,10 @@ class Scrapes:
         self._incomplete.clear()
 
     async def _render(self, formats: set[Format]) -> dict[Format, bytes]:
+        self._service.recount()
         self._held = []
         try:
-            return await asyncio.to_thread(self._bodies, formats, self._pids())
+            return await asyncio.to_thread(self._bodies, formats, self._service.pids())
         finally:
             held, self._held = self._held, None
             for change in held:

@@ -105,7 +105,7 @@ class Supervisor:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._status = ""
         totals = Totals(settings.metrics, VERSION, settings.sentry.release)
-        self._scrapes = Scrapes(totals, self._serving, self._pids)
+        self._scrapes = Scrapes(totals, self)
 
     async def run(self) -> None:
         """Returns when the service was stopped; raises StartupError when it could not start or go on."""
@@ -394,7 +394,6 @@ class Supervisor:
         for process in tuple(self._processes):
             process.beat += slept
             self._check(process, now)
-        self._recount()
         self._feed(now)
         if now - self._expired > EXPIRE_SECONDS:
             self._expired = now
@@ -411,11 +410,6 @@ class Supervisor:
         elif process.state == "starting" and now - process.started > BOOT_SECONDS:
             process.error = f"not ready after {BOOT_SECONDS:g} s"
             process.abort()
-
-    def _recount(self) -> None:
-        states: list[str] = [process.state for process in self._processes]
-        for state in WORKER_STATES:
-            self._scrapes.totals.gauge("workers", state).value = states.count(state)
 
     def _feed(self, now: float) -> None:
         """Tell systemd that the service lives: this loop runs, and so does at least one worker's."""
@@ -435,9 +429,9 @@ class Supervisor:
     # --- say ---
 
     def _announce(self) -> None:
+        self._remember_run()
         host = self._config.server.host
         log.info("listening", host=host, port=self._port, workers=len(self._slots), node=self._node, version=VERSION)
-        self._remember_run()
         self._notifier.send("READY=1")
 
     def _remember_run(self) -> None:
@@ -466,13 +460,18 @@ class Supervisor:
     def _connections(self) -> int:
         return sum(process.connections for process in self._processes)
 
-    def _serving(self) -> list[Process]:
+    def serving(self) -> list[Process]:
         return [process for process in self._processes if process.state in ("ready", "draining")]
 
-    def _pids(self) -> dict[str, int]:
+    def pids(self) -> dict[str, int]:
         store = {"store": self._embedded.pid} if self._embedded is not None else {}
         workers = {f"worker-{slot.index}": slot.current.pid for slot in self._slots if slot.current is not None}
         return {"supervisor": os.getpid()} | workers | store
+
+    def recount(self) -> None:
+        states: list[str] = [process.state for process in self._processes]
+        for state in WORKER_STATES:
+            self._scrapes.totals.gauge("workers", state).value = states.count(state)
 
     def status(self) -> dict[str, Any]:
         """The body of `GET /status`."""

@@ -1,0 +1,359 @@
+"""The service as processes: what happens to it when they die, hang, fail to start, are told to stop or to reload."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.service import PATIENCE, Service, alive, until
+from vizora_rt import supervisor
+from vizora_rt.errors import ConfigError, UnavailableError
+from vizora_rt.supervisor import Notifier, bind
+
+SABOTAGE = """
+import os, sys
+if "vizora_rt.worker" in sys.orig_argv and os.path.exists({flag!r}):
+    {fault}
+"""
+"""As sitecustomize of a worker's interpreter: a fault that begins when a file appears."""
+
+
+def sabotaged(folder: Path, fault: str) -> tuple[dict[str, str], Path]:
+    """Environment variables that bring `fault` into workers which start while the file exists."""
+    flag = folder / "sabotage"
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SABOTAGE.format(flag=str(flag), fault=fault))
+    return {"PYTHONPATH": str(folder / "site")}, flag
+
+
+@contextmanager
+def serving(folder: Path, env: Mapping[str, str] = {}, args: Sequence[str] = (), workers: int = 2) -> Iterator[Service]:
+    with Service(folder, env, args, workers) as service:
+        yield service.start()
+
+
+def store_pid(service: Service) -> int:
+    return int(service.wait("embedded store started")["pid"])
+
+
+class TestLife:
+    def test_it_serves_and_sigterm_ends_all_of_it_with_0(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as service:
+            run = json.loads((tmp_path / "state" / "run.json").read_text())
+            assert (run["pid"], run["port"]) == (service.pid, service.port)
+            status = service.status()
+            assert status["service"] == "vizora-rt"
+            assert status["pid"] == service.pid
+            assert [(worker["index"], worker["state"]) for worker in status["workers"]] == [(0, "ready"), (1, "ready")]
+            assert service.metric('vizora_realtime_workers{state="ready"}') == 2
+            pids = [*service.workers(), store_pid(service)]
+            assert service.stop() == 0
+            assert not any(map(alive, pids))
+            assert not (tmp_path / "state" / "run.json").exists()
+            assert service.records[-1]["event"] == "stopped"
+            assert not any("Traceback" in line for line in service.lines)
+            with pytest.raises(ConnectionRefusedError):
+                service.get("/health/live")
+
+    def test_ctrl_c_while_it_starts_is_clean(self, tmp_path: Path) -> None:
+        with Service(tmp_path) as service:
+            service.launch().wait("embedded store started")
+            assert service.stop(signal.SIGINT) == 0
+            assert not any("Traceback" in line for line in service.lines)
+
+    def test_workers_end_when_the_supervisor_is_killed_and_the_store_is_adopted(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as service:
+            workers, store = service.workers(), store_pid(service)
+            assert service.stop(signal.SIGKILL) == -signal.SIGKILL
+            until(lambda: not any(map(alive, workers)))
+            assert alive(store)
+            service.start()
+            assert service.wait("embedded store adopted")["pid"] == store
+            assert service.stop() == 0
+            assert not alive(store)
+
+    def test_it_adopts_nothing_of_a_service_that_runs(self, tmp_path: Path) -> None:
+        with serving(tmp_path), Service(tmp_path) as second:
+            assert second.launch().join() == UnavailableError.exit_code
+            assert "in use by another service" in second.lines[-1]
+
+    def test_a_second_signal_hurries(self, tmp_path: Path) -> None:
+        """A stopped worker neither drains nor answers; with these settings it would have an hour for both."""
+        env = {"VIZORA_SERVER__DRAIN_SECONDS": "3600", "VIZORA_SERVER__HANG_SECONDS": "3600"}
+        with serving(tmp_path, env) as service:
+            os.kill(service.workers()[0], signal.SIGSTOP)
+            service.signal(signal.SIGTERM)
+            service.wait("stopping")
+            assert service.stop() == 0
+            service.wait("worker killed: it did not end in time")
+
+    def test_the_embedded_store_is_started_again(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as service:
+            os.kill(store_pid(service), signal.SIGKILL)
+            service.wait("embedded store started", count=2)
+            until(lambda: service.get("/health/ready")[0] == 200)
+            assert service.stop() == 0
+
+
+class TestWorkers:
+    def test_a_killed_worker_is_replaced_on_its_socket_and_nothing_is_forgotten(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as service:
+            served = 'vizora_realtime_http_requests_total{method="GET",path="/health/live",status="200"}'
+            for _ in range(20):
+                assert service.get("/health/live")[0] == 200
+            assert service.metric(served) == 20
+            before = service.workers()
+            os.kill(before[0], signal.SIGKILL)
+            # No handshake is lost: what the dead worker's socket holds waits for its successor.
+            for _ in range(20):
+                assert service.get("/health/live")[0] == 200
+            service.wait("worker ready", count=3)
+            after = service.workers()
+            assert after[1] == before[1]
+            assert after[0] != before[0]
+            assert service.metric('vizora_realtime_worker_restarts_total{reason="crash"}') == 1
+            assert service.metric(served) == 40
+            assert service.wait("worker failed")["ending"] == "signal 9 (SIGKILL)"
+
+    def test_a_worker_that_hangs_is_replaced(self, tmp_path: Path) -> None:
+        with serving(tmp_path, {"VIZORA_SERVER__HANG_SECONDS": "1"}) as service:
+            hung, other = service.workers()
+            os.kill(hung, signal.SIGSTOP)
+            assert service.wait("worker hangs")["pid"] == hung
+            service.wait("worker ready", count=3)
+            assert not alive(hung)
+            assert other in service.workers()
+            assert service.metric('vizora_realtime_worker_restarts_total{reason="hung"}') == 1
+
+    def test_a_supervisor_that_was_stopped_does_not_blame_its_workers(self, tmp_path: Path) -> None:
+        with serving(tmp_path, {"VIZORA_SERVER__HANG_SECONDS": "1"}) as service:
+            before = service.workers()
+            service.signal(signal.SIGSTOP)
+            # Longer than `hang_seconds`: time itself is what has to pass.
+            time.sleep(1.5)
+            service.signal(signal.SIGCONT)
+            assert service.workers() == before
+            assert service.stop() == 0
+            assert not any(record["event"] == "worker hangs" for record in service.records)
+
+    def test_a_worker_that_gets_sigterm_is_replaced_without_a_gap(self, tmp_path: Path) -> None:
+        with serving(tmp_path, workers=1) as service:
+            (before,) = service.workers()
+            os.kill(before, signal.SIGTERM)
+            assert service.wait("worker ended")["pid"] == before
+            (after,) = service.workers()
+            assert after != before
+            assert service.metric('vizora_realtime_worker_restarts_total{reason="roll"}') == 1
+
+    def test_five_failed_boots_end_the_service_with_one_line(self, tmp_path: Path) -> None:
+        env, flag = sabotaged(tmp_path, "os._exit(3)")
+        flag.touch()
+        with Service(tmp_path, env, workers=1) as service:
+            assert service.launch().join() == 1
+            last = "vizora-rt: workers failed to boot 5 times in 30 s, the last one with: exit code 3"
+            assert service.lines[-1] == last
+            assert not any("Traceback" in line for line in service.lines)
+
+    def test_the_line_tells_what_the_worker_said(self, tmp_path: Path) -> None:
+        fault = "import vizora_rt.net.gateway as g; g.Gateway.__init__ = None"
+        env, flag = sabotaged(tmp_path, fault)
+        flag.touch()
+        with Service(tmp_path, env, workers=1) as service:
+            assert service.launch().join() == 1
+            assert "the last one with: TypeError: 'NoneType' object is not callable" in service.lines[-1]
+
+
+class TestScrape:
+    def test_a_worker_that_does_not_answer_is_missing_not_waited_for(self, tmp_path: Path) -> None:
+        with serving(tmp_path, {"VIZORA_SERVER__HANG_SECONDS": "3600"}) as service:
+            assert service.metric("vizora_realtime_scrape_workers_missing") == 0
+            stopped, _ = service.workers()
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+                # The kernel gives about half of the connections to the stopped worker: ask until the other has one.
+                assert until(lambda: self.missing(service)) == 1
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+
+    def missing(self, service: Service) -> float | None:
+        try:
+            return service.metric("vizora_realtime_scrape_workers_missing", timeout=1.0)
+        except TimeoutError:
+            return None
+
+    def test_scrapes_at_once_are_all_answered(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as service:
+            answers: list[int] = []
+            threads = [threading.Thread(target=lambda: answers.append(service.get("/metrics")[0])) for _ in range(20)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(PATIENCE)
+            assert answers == [200] * 20
+
+    def test_every_process_of_the_service_has_its_series(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as service:
+            for process in ("supervisor", "worker-0", "worker-1", "store"):
+                assert (service.metric(f'process_resident_memory_bytes{{process="{process}"}}') or 0) > 1e6
+
+
+class TestReload:
+    def test_sighup_rolls_all_workers_and_somebody_always_accepts(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as service:
+            before = service.workers()
+            service.signal(signal.SIGHUP)
+            while not any(record["event"] == "reloaded" for record in service.records):
+                assert service.get("/health/live")[0] == 200
+            assert not set(service.workers()) & set(before)
+            assert service.metric('vizora_realtime_worker_restarts_total{reason="roll"}') == 2
+            assert service.metric('vizora_realtime_worker_restarts_total{reason="crash"}') == 0
+
+    def test_workers_get_the_new_configuration_and_the_port_stays(self, tmp_path: Path) -> None:
+        file = tmp_path / "config.toml"
+        file.write_text("[metrics]\npublic = false\n")
+        with serving(tmp_path, args=("--config", str(file)), workers=1) as service:
+            proxied = {"x-forwarded-for": "10.0.0.1"}
+            assert service.get("/metrics", proxied)[0] == 403
+            file.write_text("[metrics]\npublic = true\n[server]\nbacklog = 100\n")
+            service.signal(signal.SIGHUP)
+            service.wait("reloaded")
+            assert service.get("/metrics", proxied)[0] == 200
+
+    def test_what_needs_a_restart_is_named(self, tmp_path: Path) -> None:
+        with serving(tmp_path, workers=1) as service:
+            (tmp_path / ".env").write_text("VIZORA_REDIS__URL=redis://127.0.0.1:1\n")
+            service.signal(signal.SIGHUP)
+            assert service.wait("reload leaves keys that need a restart")["keys"] == ["redis.url"]
+            service.wait("reloaded")
+            assert service.get("/health/ready")[0] == 200
+
+    def test_a_bad_configuration_changes_nothing(self, tmp_path: Path) -> None:
+        file = tmp_path / "config.toml"
+        file.write_text("")
+        with serving(tmp_path, args=("--config", str(file)), workers=1) as service:
+            before = service.workers()
+            file.write_text("[limits]\nmessage_bites = 1\n")
+            service.signal(signal.SIGHUP)
+            assert "config.toml:2: limits.message_bites: unknown key" in service.wait("reload refused")["error"]
+            assert service.workers() == before
+
+    @pytest.mark.parametrize(
+        ("fault", "error"),
+        [
+            ("os._exit(3)", None),
+            (
+                "import vizora_rt.net.channel as c; c.VERSION = 99",
+                "its worker protocol is version 99, the running one 1: restart instead",
+            ),
+        ],
+    )
+    def test_workers_that_cannot_boot_end_the_roll_not_the_service(
+        self, tmp_path: Path, fault: str, error: str | None
+    ) -> None:
+        env, flag = sabotaged(tmp_path, fault)
+        with serving(tmp_path, env) as service:
+            before = service.workers()
+            flag.touch()
+            service.signal(signal.SIGHUP)
+            assert service.wait("roll refused")["error"] == error
+            assert service.workers() == before
+            flag.unlink()
+            service.signal(signal.SIGHUP)
+            service.wait("reloaded")
+            assert not set(service.workers()) & set(before)
+
+
+class TestNotify:
+    @pytest.mark.parametrize("abstract", [False, True])
+    def test_systemd_is_told_of_every_step(self, tmp_path: Path, abstract: bool) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.settimeout(PATIENCE)
+            name = f"vizora-test-{os.getpid()}"
+            systemd.bind(f"\0{name}" if abstract else str(tmp_path / "notify"))
+            env = {"NOTIFY_SOCKET": f"@{name}" if abstract else str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+
+            def told(wanted: str) -> str:
+                while not (message := systemd.recv(4096).decode()).startswith(wanted):
+                    pass
+                return message
+
+            with serving(tmp_path, env, workers=1) as service:
+                told("READY=1")
+                told("STATUS=1 of 1 workers, 0 connections")
+                told("WATCHDOG=1")
+                told("WATCHDOG=1")
+                service.signal(signal.SIGHUP)
+                reloading = told("RELOADING=1").split("\n")[1]
+                assert reloading.startswith("MONOTONIC_USEC=") and reloading.partition("=")[2].isdecimal()
+                told("READY=1")
+                assert service.stop() == 0
+                told("STOPPING=1")
+
+    def test_a_watchdog_of_another_process_is_not_ours_to_feed(self) -> None:
+        for env, seconds in [
+            ({"WATCHDOG_USEC": "3000000"}, 3.0),
+            ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 3.0),
+            ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, 0.0),
+            ({"WATCHDOG_USEC": "soon"}, 0.0),
+            ({}, 0.0),
+        ]:
+            notifier = Notifier(env)
+            assert notifier.watchdog_seconds == seconds
+            notifier.close()
+
+    def test_nobody_to_tell_is_no_fault(self) -> None:
+        for env in ({}, {"NOTIFY_SOCKET": "/nonexistent/notify"}):
+            notifier = Notifier(env)
+            notifier.send("READY=1")
+            notifier.close()
+
+
+class TestBind:
+    def test_all_sockets_share_one_port(self) -> None:
+        sockets = bind("127.0.0.1", 0, 3)
+        try:
+            assert len({opened.getsockname() for opened in sockets}) == 1
+        finally:
+            for opened in sockets:
+                opened.close()
+
+    def test_a_port_in_use_is_refused_even_if_its_owner_shares_it(self) -> None:
+        (first,) = bind("127.0.0.1", 0, 1)
+        with first:
+            first.listen()
+            port = first.getsockname()[1]
+            with pytest.raises(
+                UnavailableError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use$"
+            ):
+                bind("127.0.0.1", port, 2)
+
+    def test_connections_of_the_last_run_are_no_obstacle(self) -> None:
+        (first,) = bind("127.0.0.1", 0, 1)
+        port = first.getsockname()[1]
+        with first, socket.socket() as client:
+            first.listen()
+            first.setblocking(True)
+            client.connect(("127.0.0.1", port))
+            accepted, _ = first.accept()
+        # We closed first, so the connection is in TIME_WAIT on our port.
+        accepted.close()
+        for opened in bind("127.0.0.1", port, 2):
+            opened.close()
+
+    def test_an_unknown_host_is_an_error_of_the_configuration(self) -> None:
+        with pytest.raises(ConfigError, match=r"^server\.host: nowhere\.invalid: "):
+            bind("nowhere.invalid", 0, 1)
+
+
+def test_version_is_that_of_the_package() -> None:
+    shown = subprocess.run([sys.executable, "-m", "vizora_rt", "--version"], capture_output=True, text=True, check=True)
+    assert supervisor.VERSION in shown.stdout
