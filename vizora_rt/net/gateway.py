@@ -398,7 +398,15 @@ class Gateway:
         cpu, memory = (beat.cpu_usage, beat.memory_usage) if beat is not None else (None, None)
         # None: another worker has it, here it is neither online nor offline.
         online = None if device.reason == errors.SUPERSEDED.name else int(device.peer is not None)
-        row = [device.id, device.organization_id, online, cpu, memory, device.heartbeats_ok, device.heartbeats_failed]
+        row: list[object] = [
+            device.id,
+            device.organization_id,
+            online,
+            cpu,
+            memory,
+            device.heartbeats_ok,
+            device.heartbeats_failed,
+        ]
         device.heartbeats_ok = device.heartbeats_failed = 0
         return row
 
