@@ -226,6 +226,8 @@ def ask(address: Address, commands: Sequence[bytes], timeout: float) -> list[obj
             answered += replies.read(data)
             if replies.broken or not data:
                 raise ConnectionError(one_line(replies.broken) or "connection closed")
+    if len(answered) > len(commands):
+        raise ConnectionError(UNASKED)
     return answered
 
 

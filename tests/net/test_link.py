@@ -1,0 +1,339 @@
+"""Addresses of all forms, greetings by real and by odd servers, and what an operator reads when one cannot be used."""
+
+import asyncio
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.net.proxy import Proxy
+from vizora_rt.errors import ConfigError, UnavailableError
+from vizora_rt.net import embedded
+from vizora_rt.net.embedded import Embedded
+from vizora_rt.net.link import UNASKED, Address, Link, ask, connect, explain, one_line, probe
+from vizora_rt.wire.resp import ReplyError, pack
+
+SECRET = "s3cret:/@ü"
+QUOTED = "s3cret%3A%2F%40%C3%BC"
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "text"),
+    [
+        ("redis://", Address(), "redis://127.0.0.1:6379/0"),
+        ("redis://cache", Address(host="cache"), "redis://cache:6379/0"),
+        ("redis://cache:7000/3", Address(host="cache", port=7000, database=3), "redis://cache:7000/3"),
+        ("redis://cache/?db=4", Address(host="cache", database=4), "redis://cache:6379/4"),
+        ("valkey://cache", Address(host="cache"), "redis://cache:6379/0"),
+        ("redis://[::1]:7000", Address(host="::1", port=7000), "redis://[::1]:7000/0"),
+        (f"redis://:{QUOTED}@cache", Address(host="cache", password=SECRET), "redis://cache:6379/0"),
+        (f"redis://me:{QUOTED}@cache", Address(host="cache", user="me", password=SECRET), "redis://cache:6379/0"),
+        ("rediss://cache", Address(host="cache", tls=True), "rediss://cache:6379/0"),
+        ("valkeys://cache?ca_file=/a.pem", Address(host="cache", tls=True, ca_file="/a.pem"), "rediss://cache:6379/0"),
+        ("unix:///run/redis.sock", Address(path="/run/redis.sock"), "unix:///run/redis.sock"),
+        ("unix:///a%20b?db=2", Address(path="/a b", database=2), "unix:///a%20b?db=2"),
+        (f"unix://:{QUOTED}@/s", Address(path="/s", password=SECRET), "unix:///s"),
+    ],
+)
+def test_address(url: str, address: Address, text: str) -> None:
+    parsed = Address.parse(url)
+    assert parsed == address
+    assert str(parsed) == text
+    assert SECRET not in repr(parsed) + str(parsed)
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("", "must begin with"),
+        ("http://cache", "must begin with"),
+        ("cache:6379", "must begin with"),
+        ("redis://:s3cret@cache:port", "not a URL"),
+        ("redis://:s3cret@cache:70000", "not a URL"),
+        ("redis://:s3cret@[::1", "not a URL"),
+        ("redis://:s3cret@cache/first", "not a URL"),
+        ("redis://:s3cret@cache/0?db", "not a URL"),
+        (f"redis://:s3cret@{'x' * 64}.example", "not a URL"),
+        ("redis://:s3cret@cache/-1", "from 0"),
+        ("redis://:s3cret@cache?timeout=5", "unknown option 'timeout'"),
+        ("redis://:s3cret@cache?ca_file=/a.pem", "unknown option 'ca_file'"),
+        ("unix://run/redis.sock", "absolute"),
+        ("unix://", "absolute"),
+        (f"unix:///{'x' * 107}", "at most 107 bytes"),
+    ],
+)
+def test_a_wrong_url_is_one_line_without_the_password(url: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Address.parse(url)
+    assert complaint in str(raised.value)
+    assert "redis.url" in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_greeting_says_only_what_is_needed() -> None:
+    def words(address: Address) -> list[bytes]:
+        return [packed for _, packed in address.greeting("me")]
+
+    courtesies = [pack("CLIENT", "SETNAME", "me"), pack("ROLE"), pack("PING")]
+    assert words(Address()) == courtesies
+    assert words(Address(password="p", database=3)) == [pack("AUTH", "p"), pack("SELECT", 3), *courtesies]
+    assert words(Address(user="u", password="p")) == [pack("AUTH", "u", "p"), *courtesies]
+
+
+def test_explain_is_one_line() -> None:
+    assert explain(None) == "connection closed"
+    assert explain(TimeoutError()) == "timed out"
+    assert explain(ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)")) == "Connection refused"
+    assert explain(socket.gaierror(-2, "Name or service not known")) == "Name or service not known"
+    assert explain(ValueError()) == "ValueError"
+    assert one_line("ERR no\nsuch\x1b[31m thing\r\n") == "ERR no such [31m thing"
+    assert len(one_line("x" * 10_000)) == 300
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Embedded]:
+    """A store that the test may spoil."""
+    store = embedded.start(tmp_path)
+    yield store
+    store.stop()
+
+
+def tell(store: Embedded, *commands: tuple[str, ...]) -> list[object]:
+    return ask(Address.parse(store.url), [pack(*command) for command in commands], 5.0)
+
+
+def listen_tcp(store: Embedded) -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    assert tell(store, ("CONFIG", "SET", "bind", "127.0.0.1", "port", str(port))) == [b"OK"]
+    return port
+
+
+class Heard:
+    """What a link told its owner."""
+
+    def __init__(self) -> None:
+        self.replies: asyncio.Queue[object] = asyncio.Queue()
+        self.lost: asyncio.Queue[str] = asyncio.Queue()
+
+    def on_replies(self, replies: list[object]) -> None:
+        for reply in replies:
+            self.replies.put_nowait(reply)
+
+    async def connect(self, url: str, *, timeout: float = 5.0, first: tuple[tuple[str, bytes], ...] = ()) -> Link:
+        return await connect(
+            Address.parse(url),
+            "test",
+            self.on_replies,
+            self.lost.put_nowait,
+            connect_timeout=timeout,
+            reply_timeout=timeout,
+            first=first,
+        )
+
+
+async def test_connect_then_replies_then_lost(redis_url: str) -> None:
+    heard = Heard()
+    link = await heard.connect(redis_url + "?db=2", first=(("SET", pack("SET", "k", "v")),))
+    link.transport.write(pack("CLIENT", "GETNAME") + pack("GET", "k") + pack("QUIT"))
+    assert [await heard.replies.get() for _ in range(3)] == [b"test", b"v", b"OK"]
+    assert await heard.lost.get() == "connection closed"
+    assert ask(Address.parse(redis_url), [pack("GET", "k")], 5.0) == [None]
+    link.drop("again")
+    assert heard.lost.empty()
+
+
+async def test_drop_gives_the_first_reason(redis_url: str) -> None:
+    heard = Heard()
+    link = await heard.connect(redis_url)
+    link.drop("enough")
+    link.drop("more than enough")
+    assert await heard.lost.get() == "enough"
+
+
+async def test_what_is_not_resp_ends_the_link(valkey: Embedded) -> None:
+    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
+    await heard.connect(await proxy.open())
+    proxy.inject(b"+hello\r\nHTTP/1.1 200 OK\r\n")
+    assert await heard.replies.get() == b"hello"
+    assert "Protocol error" in await heard.lost.get()
+    await proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "complaint"),
+    [
+        (lambda data: b"HTTP/1.1 400 Bad Request\r\n", "Protocol error"),
+        (lambda data: data + b"+OK\r\n", UNASKED),
+        (lambda data: b"-LOADING Valkey is loading the dataset in memory\r\n" * 3, "PING was answered LOADING"),
+        (lambda data: b"-MASTERDOWN Link with MASTER is down\r\n" * 3, "PING was answered MASTERDOWN"),
+        (lambda data: b"-NOAUTH not\x1b yet\r\n" * 3, "PING was answered NOAUTH not  yet"),
+        (lambda data: b"", "timed out"),
+    ],
+)
+async def test_a_server_that_cannot_be_used(valkey: Embedded, rewrite: object, complaint: str) -> None:
+    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
+    assert callable(rewrite)
+    proxy.rewrite = rewrite
+    url = await proxy.open()
+    with pytest.raises(OSError) as raised:
+        await heard.connect(url, timeout=0.5 if complaint == "timed out" else 5.0)
+    assert complaint in explain(raised.value)
+    # The same without a loop, as check-config sees it.
+    with pytest.raises(UnavailableError) as line:
+        await asyncio.to_thread(probe, url, 0.5 if complaint == "timed out" else 5.0)
+    assert complaint in str(line.value)
+    assert heard.replies.empty()
+    assert heard.lost.empty()
+    await proxy.close()
+
+
+async def test_a_server_that_hangs_up_while_greeting(valkey: Embedded) -> None:
+    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
+
+    def hang_up(data: bytes) -> bytes:
+        proxy.cut()
+        return b""
+
+    proxy.rewrite = hang_up
+    with pytest.raises(ConnectionError):
+        await heard.connect(await proxy.open())
+    assert heard.lost.empty()
+    await proxy.close()
+
+
+async def test_courtesies_may_be_refused(own: Embedded) -> None:
+    rules = ("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", "-client|setname", "-role")
+    assert tell(own, rules) == [b"OK"]
+    heard = Heard()
+    link = await heard.connect(own.url.replace("unix://", "unix://plain:pw@"))
+    link.transport.write(pack("CLIENT", "SETNAME", "x") + pack("ACL", "WHOAMI"))
+    refused = await heard.replies.get()
+    assert isinstance(refused, ReplyError)
+    assert refused.code == "NOPERM"
+    assert await heard.replies.get() == b"plain"
+    link.drop("closed")
+
+
+async def test_cancelled_while_greeting(valkey: Embedded) -> None:
+    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
+    swallowed = asyncio.Event()
+
+    def swallow(data: bytes) -> bytes:
+        swallowed.set()
+        return b""
+
+    proxy.rewrite = swallow
+    task = asyncio.create_task(heard.connect(await proxy.open()))
+    await swallowed.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert heard.lost.empty()
+    await proxy.close()
+
+
+class TestProbe:
+    def test_a_good_one(self, own: Embedded) -> None:
+        probe(own.url, 5.0)
+        port = listen_tcp(own)
+        assert tell(own, ("CONFIG", "SET", "requirepass", SECRET)) == [b"OK"]
+        probe(f"redis://:{QUOTED}@127.0.0.1:{port}/1", 5.0)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            port = bound.getsockname()[1]
+            with pytest.raises(UnavailableError) as raised:
+                probe(f"redis://:s3cret@127.0.0.1:{port}", 5.0)
+        assert str(raised.value) == f"Redis at redis://127.0.0.1:{port}/0 cannot be reached: Connection refused"
+        with pytest.raises(UnavailableError, match="cannot be reached: No such file or directory"):
+            probe(f"unix://{tmp_path}/none", 5.0)
+
+    def test_a_wrong_password(self, own: Embedded) -> None:
+        assert tell(own, ("CONFIG", "SET", "requirepass", SECRET)) == [b"OK"]
+        with pytest.raises(UnavailableError) as raised:
+            probe(own.url.replace("unix://", "unix://:s3cret@"), 5.0)
+        assert "cannot be used: AUTH was answered WRONGPASS" in str(raised.value)
+        assert "s3cret" not in str(raised.value)
+        with pytest.raises(UnavailableError, match="cannot be used: PING was answered NOAUTH"):
+            probe(own.url, 5.0)
+
+    def test_a_replica(self, own: Embedded) -> None:
+        assert tell(own, ("REPLICAOF", "127.0.0.1", "1")) == [b"OK"]
+        with pytest.raises(UnavailableError, match="cannot be used: it is a slave, not a master"):
+            probe(own.url, 5.0)
+
+    def test_one_that_is_silent(self) -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            with pytest.raises(UnavailableError, match="cannot be reached: timed out"):
+                probe(f"redis://127.0.0.1:{silent.getsockname()[1]}", 0.2)
+
+    def test_one_that_drips(self) -> None:
+        """The timeout is for all of it: a byte now and then does not start it anew."""
+        with socket.socket() as dripping:
+            dripping.bind(("127.0.0.1", 0))
+            dripping.listen()
+            done = threading.Event()
+
+            def drip() -> None:
+                connection, _ = dripping.accept()
+                with connection:
+                    connection.sendall(b"$1000\r\n")
+                    while not done.wait(0.02):
+                        connection.sendall(b"x")
+
+            thread = threading.Thread(target=drip)
+            thread.start()
+            try:
+                with pytest.raises(UnavailableError, match="timed out"):
+                    probe(f"redis://127.0.0.1:{dripping.getsockname()[1]}", 0.3)
+            finally:
+                done.set()
+                thread.join()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 and its key, signed by itself."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        if os.environ.get("VIZORA_REQUIRE_TOOLS"):
+            pytest.fail("openssl is missing")
+        pytest.skip("openssl is missing")
+    path = tmp_path / "certificate.pem"
+    options = "-x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
+    extension = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path) + ".key", "-out", str(path)]
+    subprocess.run([openssl, "req", *options.split(), *extension], check=True, capture_output=True)
+    return path
+
+
+async def test_tls(valkey: Embedded, certificate: Path) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, f"{certificate}.key")
+    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
+    url = await proxy.open(context)
+    link = await heard.connect(f"{url}?ca_file={certificate}")
+    link.transport.write(pack("PING"))
+    assert await heard.replies.get() == b"PONG"
+    link.drop("closed")
+    assert await heard.lost.get() == "closed"
+    await asyncio.to_thread(probe, f"{url}?ca_file={certificate}", 5.0)
+    # Nobody vouches for it.
+    with pytest.raises(UnavailableError, match="certificate verify failed"):
+        await asyncio.to_thread(probe, url, 5.0)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await heard.connect(url)
+    with pytest.raises(UnavailableError, match="No such file"):
+        await asyncio.to_thread(probe, f"{url}?ca_file={certificate}.none", 5.0)
+    await proxy.close()
