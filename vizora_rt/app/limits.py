@@ -5,6 +5,15 @@ The number is the theoretical arrival time, in seconds of any one clock: a bucke
 """
 
 from collections.abc import Hashable
+from itertools import islice
+from typing import Final
+
+MAX_KEYS: Final = 100_000
+"""Keys that a meter remembers, about 10 MB. A worker takes fewer handshakes in the minute that the slowest rate looks
+back; were there more keys, the oldest would be let in again early."""
+
+SLACK: Final = 0.001
+"""Part of one cell by which a bucket is larger: sums of times round, and the last cell of a bucket is still there."""
 
 
 class Rate:
@@ -14,7 +23,7 @@ class Rate:
 
     def __init__(self, per_minute: float, capacity: float) -> None:
         self.interval = 60 / per_minute if per_minute else 0.0
-        self.burst = self.interval * capacity
+        self.burst = self.interval * (capacity + SLACK)
 
     def wait(self, arrival: float, now: float) -> float:
         """Seconds until one more is allowed; 0.0 means now, and the caller stores `next`."""
@@ -43,9 +52,15 @@ class Meter:
         if not wait:
             self._arrivals[key] = self._rate.next(arrival, now)
             if len(self._arrivals) >= self._sweep_at:
-                self._arrivals = {k: a for k, a in self._arrivals.items() if a > now}
-                self._sweep_at = max(1024, 2 * len(self._arrivals))
+                self._sweep(now)
         return wait
+
+    def _sweep(self, now: float) -> None:
+        """Forget who has caught up. What is left may double before the next sweep, so one costs little per key."""
+        recent = {key: arrival for key, arrival in self._arrivals.items() if arrival > now}
+        surplus = len(recent) - MAX_KEYS // 2
+        self._arrivals = dict(islice(recent.items(), surplus, None)) if surplus > 0 else recent
+        self._sweep_at = max(1024, 2 * len(self._arrivals))
 
     def __len__(self) -> int:
         return len(self._arrivals)
