@@ -118,14 +118,20 @@ class State:
 
     def lose(self, device: Device) -> None:
         """Another worker has it now."""
-        device.reason, device.owned = SUPERSEDED.name, False
+        device.reason = SUPERSEDED.name
         self.report(device)
         self.forget(device)
 
     def forget(self, device: Device) -> None:
-        """Its end is written, or another's business."""
+        """Its end is written, or another's business.
+
+        Whatever still waits for it, in `dirty`, on a timer or for an answer, finds it neither owned nor of the
+        connection that it knew, and lets go: nothing is written over a new owner's words, nothing waits for ever.
+        """
         if self.devices.get(device.id) is device:
             del self.devices[device.id]
+        device.owned = False
+        device.connected = 0
 
     def touch(self, device: Device) -> None:
         """The device's state in Redis is behind. Last write wins, so one entry is enough however often it changes."""
