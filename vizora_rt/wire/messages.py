@@ -5,13 +5,18 @@ Schemas are strict structs. A message that fits one costs one conversion; one th
 (`repair`), because an unknown field or a wrong type in an optional one is no reason to lose a heartbeat.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 import orjson
 from msgspec import Meta, Struct
+from msgspec.structs import FieldInfo
 
 from vizora_rt.errors import BAD_MESSAGE, Refusal
 
@@ -20,10 +25,14 @@ JSONError = orjson.JSONDecodeError
 MAX_ID = 2**53
 """The largest integer that every JSON implementation keeps exact (RFC 8259 section 6)."""
 
+MENDED = 16_384
+"""The longest text in which broken characters are mended, which takes a millisecond. Events of players are shorter."""
+
 Envelope = tuple[str, int | None, Any]
 """event, id (None: no ack is wanted), data"""
 
 _encode = msgspec.json.Encoder().encode
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -90,7 +99,7 @@ def decode(text: str) -> Envelope | Refusal:
     try:
         message = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return BAD_MESSAGE
+        message = _mended(text)
     if message.__class__ is not dict:
         return BAD_MESSAGE
     event = message.get("event")
@@ -154,46 +163,95 @@ def validate(schema: type[Any], data: Any) -> Any:
 
 
 def repair(schema: type[Any], data: Any) -> Repaired | Invalid:
-    """Take field by field what `validate` could not take whole."""
+    """Take in part what `validate` could not take whole."""
     if data is None:
         data = {}
     if data.__class__ is not dict:
         return Invalid({"data": "expected an object"})
-    fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
-    kept: dict[str, Any] = {}
-    details: dict[str, str] = {}
-    unknown = wrong = 0
+    known, unknown = _known(schema, data)
+    try:
+        # The ordinary case: players of a newer release, each of whose heartbeats has a field more.
+        return Repaired(msgspec.convert(known, schema), unknown, 0)
+    except msgspec.ValidationError:
+        return _repair_types(schema, known, unknown)
+
+
+def _known(schema: type[Struct], data: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """`data` without the fields that the schema does not know, and how many there were."""
+    fields = _fields(schema)
+    known: dict[str, Any] = {}
+    unknown = 0
     for name, value in data.items():
-        field = fields.get(name)
-        if field is None:
+        if name not in fields:
             unknown += 1
             continue
+        nested = fields[name][1]
+        if nested is not None and value.__class__ is dict:
+            value, inner = _known(nested, value)
+            unknown += inner
+        known[name] = value
+    return known, unknown
+
+
+def _repair_types(schema: type[Struct], data: dict[str, Any], unknown: int) -> Repaired | Invalid:
+    """Field by field; of a struct in a field, again field by field. `data` has only known fields."""
+    fields = _fields(schema)
+    kept: dict[str, Any] = {}
+    details: dict[str, str] = {}
+    wrong = 0
+    for name, value in data.items():
+        field, nested = fields[name]
         if value is None:
             continue
         try:
             kept[field.name] = msgspec.convert(value, field.type)
             continue
         except msgspec.ValidationError as problem:
-            reason = str(problem)
-        nested = next((kind for kind in _members(field.type) if issubclass(kind, Struct)), None)
-        inner = repair(nested, value) if nested is not None and value.__class__ is dict else None
-        if isinstance(inner, Repaired):
-            kept[field.name] = inner.payload
-            unknown += inner.unknown
-            wrong += inner.wrong_type
-        elif field.required:
-            details[name] = _reason(reason)
+            why = {name: _reason(str(problem))}
+        if nested is not None and value.__class__ is dict:
+            inner = _repair_types(nested, value, 0)
+            if isinstance(inner, Repaired):
+                kept[field.name] = inner.payload
+                wrong += inner.wrong_type
+                continue
+            why = {f"{name}.{part}": reason for part, reason in inner.details.items()}
+        if field.required:
+            details.update(why)
         else:
             wrong += 1
-    details.update(
-        {f.encode_name: "required" for f in fields.values() if f.required and data.get(f.encode_name) is None}
-    )
+    details.update({name: "required" for name, (f, _) in fields.items() if f.required and data.get(name) is None})
     return Invalid(details) if details else Repaired(schema(**kept), unknown, wrong)
 
 
-def _members(kind: Any) -> tuple[type[Any], ...]:
-    """The classes in a field's type: the members of a union, without their constraints."""
-    return tuple(member for member in getattr(kind, "__args__", (kind,)) if isinstance(member, type))
+@cache
+def _fields(schema: type[Struct]) -> dict[str, tuple[FieldInfo, type[Struct] | None]]:
+    """The fields of a schema by their name on the wire, each with the struct that may be repaired within it."""
+    return {field.encode_name: (field, _struct(field.type)) for field in msgspec.structs.fields(schema)}
+
+
+def _struct(kind: Any) -> type[Struct] | None:
+    """The struct among the members of a field's type: itself one, not a list or a mapping of them."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _struct(kind.__origin__)
+    if origin in (Union, UnionType):
+        return next((found for found in map(_struct, get_args(kind)) if found is not None), None)
+    return kind if origin is None and isinstance(kind, type) and issubclass(kind, Struct) else None
+
+
+def _mended(text: str) -> Any:
+    """JSON that is broken in one way only: it holds half a surrogate pair, which becomes U+FFFD. Else None.
+
+    A player that cuts a text to length cuts an emoji in two, and JSON.stringify writes what is left (RFC 8259
+    section 8.2). The message around it is whole, and its sender would wait for an ack that names no id.
+    """
+    if len(text) > MENDED or _SURROGATE.search(text) is None:
+        return None
+    try:
+        lenient = json.dumps(json.loads(text), ensure_ascii=False)
+        return orjson.loads(lenient.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _reason(text: str) -> str:
