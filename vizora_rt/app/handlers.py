@@ -15,13 +15,29 @@ from vizora_rt.wire.messages import Content, Heartbeat
 
 
 @dataclass(frozen=True, slots=True)
+class Write:
+    """A script that must have run before the message is acked; `then` makes the outcome of its reply."""
+
+    script: str
+    keys: tuple[bytes | str, ...]
+    args: tuple[bytes | str | int, ...]
+    then: "Callable[[Any], Outcome]"
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a handler decided. `reply` is the `data` of the ack, JSON already; `degraded` the same with Redis away."""
+    """What a handler decided.
+
+    `reply` is the `data` of the ack, JSON already; `degraded` the same with Redis away. With `write` all else comes
+    from what it makes of the store's reply. `counts` are counters of the organisation and how much each grew.
+    """
 
     reply: bytes = b"{}"
     degraded: bytes = b""
     refusal: Refusal | None = None
     details: dict[str, str] = field(default_factory=dict)
+    write: Write | None = None
+    counts: tuple[tuple[str, int], ...] = ()
 
 
 Handler = Callable[[Device, Any, int], Outcome]
@@ -53,7 +69,7 @@ class Handlers:
         device.last_heartbeat = now
         device.heartbeats_ok += 1
         if device.status != "online":
-            device.status, device.since = "online", now
+            device.status, device.reason, device.since = "online", "heartbeat", now
         if not device.dirty:
             self._state.touch(device)
         if not device.reported:

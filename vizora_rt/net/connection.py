@@ -5,6 +5,7 @@ at once. What the messages mean is the application's business.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from vizora_rt.app.auth import Identity
@@ -23,8 +24,9 @@ CLOSE_SECONDS: Final = 5.0
 class Application(Protocol):
     """What a connection carries messages for."""
 
-    def message(self, connection: "Connection", payload: str | bytes) -> None:
-        """One whole message; it answers with `connection.session.send`."""
+    @property
+    def message(self) -> "Callable[[Connection, str | bytes], None]":
+        """Takes one whole message, and answers with `connection.session.send`."""
 
     def closed(self, connection: "Connection") -> None:
         """The transport is gone. Called once."""
@@ -106,7 +108,7 @@ class Connection(asyncio.Protocol):
     def release(self) -> None:
         """Write what was corked, and read."""
         self._corked = False
-        self._flush()
+        self.flush()
         if self.transport is not None and not self._stalled:
             self.transport.resume_reading()
         early, self._early = self._early, b""
@@ -124,21 +126,19 @@ class Connection(asyncio.Protocol):
             if session.state == CLOSING:
                 break
         self._corked = False
-        self._flush()
+        self.flush()
 
     def send(self, event: str, body: bytes) -> None:
         """Queue an event; `body` is JSON. Written at once, unless a read is being answered."""
         self.session.send(messages.encode(event, body))
-        if not self._corked:
-            self._flush()
+        self.flush()
 
     def close(self, cause: Close) -> None:
         """Begin the closing handshake; the transport is cut when the peer does not finish it in time."""
         if self.session.state != OPEN:
             return
         self.session.close(cause)
-        if not self._corked:
-            self._flush()
+        self.flush()
         self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
 
     def abort(self) -> None:
@@ -151,8 +151,11 @@ class Connection(asyncio.Protocol):
         """Bytes that wait for the client to read."""
         return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what is queued; a read that is being answered does so at its end."""
         session, transport = self.session, self.transport
+        if self._corked:
+            return
         output = session.take_output()
         if transport is None:
             return
@@ -203,7 +206,7 @@ class Connection(asyncio.Protocol):
         if not self._pinged:
             self._pinged = True
             self.session.ping()
-            self._flush()
+            self.flush()
             return terms.ping_timeout
         if silence < terms.ping_after + terms.ping_timeout:
             return terms.ping_after + terms.ping_timeout - silence

@@ -1,0 +1,119 @@
+"""Who may come in: limits, token, origin, and what Redis knows of a revocation; cheap checks first."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from vizora_rt import errors
+from vizora_rt.app import auth
+from vizora_rt.app.auth import Identity
+from vizora_rt.app.limits import Meter
+from vizora_rt.config import Config
+from vizora_rt.errors import Refusal
+from vizora_rt.metrics import Metrics
+from vizora_rt.net.presence import Claim, Presence
+from vizora_rt.net.timers import Wheel
+from vizora_rt.wire.http import Request
+
+Admitted = Callable[[Identity, Claim], None]
+Refused = Callable[[Refusal], None]
+
+UNKNOWN_ORGANIZATION: Final = ""
+
+
+class Admission:
+    """One worker's door."""
+
+    def __init__(self, config: Config, metrics: Metrics, wheel: Wheel, presence: Presence) -> None:
+        limits = config.limits
+        self.draining = False
+        self._metrics = metrics
+        self._wheel = wheel
+        self._presence = presence
+        self._verifier = auth.Verifier(config.auth)
+        self._origins = config.auth.cors_origins
+        self._per_token = Meter(limits.connections_per_minute)
+        self._per_address = Meter(limits.connections_per_address_per_minute)
+        self._max_per_address = limits.connections_per_address
+        self._addresses: dict[str, int] = {}
+        self.limit = config.max_connections
+        self._inside = 0
+
+    def admit(self, request: Request, address: str, admitted: Admitted, refused: Refused) -> None:
+        """Decide on a native opening handshake; one of the two is called once, perhaps later.
+
+        Whoever is admitted holds a place until `left`.
+        """
+        refusal = self._overload(address)
+        if refusal is None:
+            token, by_cookie = auth.token_of(request)
+            identity = self.identify(token, by_cookie)
+            if isinstance(identity, Refusal):
+                refusal = identity
+            else:
+                refusal = auth.check_origin(request, self._origins, by_cookie)
+                if refusal is None:
+                    self.check(identity, address, admitted, refused)
+                    return
+                refused(self.reject(refusal, identity.organization_id))
+                return
+        refused(self.reject(refusal, UNKNOWN_ORGANIZATION))
+
+    def identify(self, token: str, by_cookie: bool) -> Identity | Refusal:
+        """Whose token it is. A cookie is a dashboard's: a browser sends it whoever wrote the page."""
+        identity = self._verifier.verify(token, time.time())
+        if isinstance(identity, Refusal):
+            return identity
+        if by_cookie and identity.kind == "device":
+            return errors.AUTH_INVALID
+        if self._per_token.take(auth.fingerprint(token), self._wheel.now):
+            return self.limited("connections_per_minute", errors.RATE_LIMITED)
+        return identity
+
+    def check(self, identity: Identity, address: str, admitted: Admitted, refused: Refused) -> None:
+        """Ask Redis, the last and dearest check; a device is claimed in the same write."""
+        self._inside += 1
+        self._addresses[address] = self._addresses.get(address, 0) + 1
+
+        def checked(claim: Claim | Refusal) -> None:
+            if isinstance(claim, Refusal):
+                self.left(address)
+                refused(self.reject(claim, identity.organization_id))
+            else:
+                admitted(identity, claim)
+
+        if identity.kind == "device":
+            self._presence.claim(identity, checked)
+        else:
+            self._presence.check_user(identity, checked)
+
+    def left(self, address: str) -> None:
+        """A connection that was admitted is gone."""
+        self._inside -= 1
+        rest = self._addresses[address] - 1
+        if rest:
+            self._addresses[address] = rest
+        else:
+            del self._addresses[address]
+
+    def limited(self, limit: str, refusal: Refusal) -> Refusal:
+        """Count that `limit` was met."""
+        self._metrics.counter("limits_exceeded_total", limit).value += 1
+        return refusal
+
+    def reject(self, refusal: Refusal, organization: str) -> Refusal:
+        """Count a handshake that was refused."""
+        self._metrics.counter("ws_handshakes_rejected_total", refusal.code).value += 1
+        self._metrics.organization("ws_connections_total", organization, "rejected").value += 1
+        return refusal
+
+    def _overload(self, address: str) -> Refusal | None:
+        if self.draining:
+            return errors.DRAINING
+        if self._inside >= self.limit:
+            return self.limited("max_connections", errors.OVERLOADED)
+        if self._max_per_address and self._addresses.get(address, 0) >= self._max_per_address:
+            return self.limited("connections_per_address", errors.RATE_LIMITED)
+        if self._per_address.take(address, self._wheel.now):
+            return self.limited("connections_per_address_per_minute", errors.RATE_LIMITED)
+        return None

@@ -1,0 +1,230 @@
+"""What a message does: decode, limit, validate, handle, answer, count. The hot path."""
+
+import time
+from time import perf_counter_ns
+
+from vizora_rt import errors, report
+from vizora_rt.app.handlers import Event, Handlers, Outcome, Write
+from vizora_rt.app.limits import Rate
+from vizora_rt.app.state import Device, State
+from vizora_rt.config import Config
+from vizora_rt.errors import Refusal
+from vizora_rt.metrics import Cell, Metrics, Timer
+from vizora_rt.net.connection import Connection
+from vizora_rt.net.store import Store
+from vizora_rt.wire import messages
+from vizora_rt.wire.messages import Invalid, Repaired
+from vizora_rt.wire.resp import ReplyError
+
+log = report.logger("dispatch")
+
+
+class Counted:
+    """An event of the table with its metric children, resolved once."""
+
+    __slots__ = ("event", "failed", "name", "ok", "refused", "timer", "unknown", "wrong_type")
+
+    def __init__(self, metrics: Metrics, name: str, event: Event | None) -> None:
+        self.name = name
+        self.event = event
+        self.ok: Cell = metrics.counter("ws_messages_total", name, "ok")
+        self.refused: Cell = metrics.counter("ws_messages_total", name, "refused")
+        self.failed: Cell = metrics.counter("ws_messages_total", name, "failed")
+        self.timer: Timer = metrics.timer("ws_message_duration_seconds", name)
+        self.unknown: Cell = metrics.counter("ws_fields_ignored_total", name, "unknown")
+        self.wrong_type: Cell = metrics.counter("ws_fields_ignored_total", name, "wrong_type")
+
+
+class Clock:
+    """The time of an ack, as text; at 100,000 acks a second most fall into a millisecond that is already written."""
+
+    __slots__ = ("_ms", "_second", "_start", "iso")
+
+    def __init__(self) -> None:
+        self._ms = 0
+        self._second = 0
+        self._start = b""
+        self.iso = b""
+
+    def now(self) -> int:
+        """Milliseconds since the epoch; `iso` is the same as RFC 3339 text."""
+        ms = time.time_ns() // 1_000_000
+        if ms != self._ms:
+            self._ms = ms
+            second, rest = divmod(ms, 1000)
+            if second != self._second:
+                self._second = second
+                self._start = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+            self.iso = b"%b.%03dZ" % (self._start, rest)
+        return ms
+
+
+UNAVAILABLE = Outcome(refusal=errors.STORE_UNAVAILABLE)
+
+
+class Dispatcher:
+    """One worker's messages."""
+
+    def __init__(self, config: Config, metrics: Metrics, store: Store, state: State, handlers: Handlers) -> None:
+        self.clock = Clock()
+        self._metrics = metrics
+        self._store = store
+        self._state = state
+        self._events = {name: Counted(metrics, name, event) for name, event in handlers.table.items()}
+        self._unknown = Counted(metrics, "unknown", None)
+        self._error = Counted(metrics, "error", None)
+        self._rate = Rate(config.limits.messages_per_minute, 2 * config.limits.messages_per_minute)
+        self._patience = config.limits.refusals_in_a_row
+
+    def message(self, connection: Connection, payload: str | bytes) -> None:
+        """Validate, handle, answer, count."""
+        if payload.__class__ is not str:
+            connection.close(errors.BINARY_FRAME)
+            return
+        decoded = messages.decode(payload)
+        started = perf_counter_ns()
+        if isinstance(decoded, Refusal):
+            self._refuse(connection, self._error, decoded, None, None, started)
+            return
+        name, ack_id, data = decoded
+        counted = self._events.get(name)
+        device = connection.device
+        if counted is None or counted.event is None or device is None:
+            self._refuse(connection, self._unknown, errors.UNKNOWN_EVENT, name, ack_id, started)
+            return
+        rate = self._rate
+        if rate.interval:
+            now = started / 1e9
+            wait = rate.wait(device.arrival, now)
+            if wait:
+                self._over_rate(connection, counted, device, ack_id, wait, started)
+                return
+            device.arrival = rate.next(device.arrival, now)
+        fields = messages.validate(counted.event.schema, data)
+        if fields.__class__ is not counted.event.schema:
+            if isinstance(fields, Invalid):
+                self._invalid(connection, counted, device, fields, ack_id, started)
+                return
+            assert isinstance(fields, Repaired)
+            counted.unknown.value += fields.unknown
+            counted.wrong_type.value += fields.wrong_type
+            fields = fields.payload
+        clock = self.clock
+        try:
+            outcome = counted.event.handler(device, fields, clock.now())
+        except Exception as error:
+            self._fault(connection, counted, device, error)
+            return
+        if outcome.write is not None:
+            self._write(connection, counted, outcome.write, ack_id, started)
+            return
+        if outcome.refusal is not None:
+            self._decline(connection, counted, outcome, ack_id, started)
+            return
+        connection.refusals = 0
+        if ack_id is not None:
+            reply = outcome.reply if self._store.up else outcome.degraded or outcome.reply
+            connection.session.send(messages.encode_success(ack_id, reply, clock.iso))
+        counted.ok.value += 1
+        counted.timer.observe(perf_counter_ns() - started)
+
+    def _write(self, connection: Connection, counted: Counted, write: Write, ack_id: int | None, started: int) -> None:
+        """Nothing is acked before it is safe: the answer waits for the store's."""
+
+        def on_reply(reply: object) -> None:
+            if isinstance(reply, ReplyError):
+                self._decline(connection, counted, UNAVAILABLE, ack_id, started)
+            else:
+                self._settle(connection, counted, write.then(reply), ack_id, started)
+            connection.flush()
+
+        if not self._store.eval(write.script, write.keys, write.args, on_reply):
+            self._decline(connection, counted, UNAVAILABLE, ack_id, started)
+
+    def _settle(
+        self, connection: Connection, counted: Counted, outcome: Outcome, ack_id: int | None, started: int
+    ) -> None:
+        """Answer an outcome that needs nothing more."""
+        organization = connection.identity.organization_id
+        for name, count in outcome.counts:
+            self._metrics.organization(name, organization).value += count
+        if outcome.refusal is not None:
+            self._decline(connection, counted, outcome, ack_id, started)
+            return
+        connection.refusals = 0
+        if ack_id is not None:
+            self.clock.now()
+            connection.session.send(messages.encode_success(ack_id, outcome.reply, self.clock.iso))
+        counted.ok.value += 1
+        counted.timer.observe(perf_counter_ns() - started)
+
+    def _decline(
+        self, connection: Connection, counted: Counted, outcome: Outcome, ack_id: int | None, started: int
+    ) -> None:
+        refusal = outcome.refusal or errors.INTERNAL
+        extra: dict[str, object] = {"details": outcome.details} if outcome.details else {}
+        self._refuse(connection, counted, refusal, counted.name, ack_id, started, extra)
+
+    def _refuse(
+        self,
+        connection: Connection,
+        counted: Counted,
+        refusal: Refusal,
+        event: str | None,
+        ack_id: int | None,
+        started: int,
+        extra: dict[str, object] | None = None,
+    ) -> None:
+        """Answer with a negative ack, or the event `error` where none was asked for; close after too many in a row."""
+        self.clock.now()
+        extra = extra or {}
+        if ack_id is not None:
+            body = messages.failure(refusal, self.clock.iso, extra)
+            connection.session.send(messages.encode_ack(ack_id, body))
+        else:
+            connection.send("error", messages.error(refusal, event and event[:64], extra))
+        counted.refused.value += 1
+        counted.timer.observe(perf_counter_ns() - started)
+        if refusal.retryable and refusal is not errors.RATE_LIMITED:
+            return  # not the client's fault
+        connection.refusals += 1
+        if self._patience and connection.refusals >= self._patience:
+            self._limited("refusals_in_a_row")
+            connection.close(errors.TOO_MANY_MESSAGES)
+
+    def _over_rate(
+        self, connection: Connection, counted: Counted, device: Device, ack_id: int | None, wait: float, started: int
+    ) -> None:
+        self._limited("messages_per_minute")
+        self._heartbeat_failed(counted, device, "rate_limited")
+        extra: dict[str, object] = {"retryAfterMs": int(wait * 1000) + 1}
+        self._refuse(connection, counted, errors.RATE_LIMITED, counted.name, ack_id, started, extra)
+
+    def _invalid(
+        self,
+        connection: Connection,
+        counted: Counted,
+        device: Device,
+        invalid: Invalid,
+        ack_id: int | None,
+        started: int,
+    ) -> None:
+        self._heartbeat_failed(counted, device, "invalid_payload")
+        extra: dict[str, object] = {"details": invalid.details}
+        self._refuse(connection, counted, errors.INVALID_PAYLOAD, counted.name, ack_id, started, extra)
+
+    def _fault(self, connection: Connection, counted: Counted, device: Device, error: Exception) -> None:
+        """A fault of ours. The client is told to come back; the fault is reported, with the ids that find it again."""
+        self._heartbeat_failed(counted, device, "fault")
+        counted.failed.value += 1
+        log.exception("handler failed", error, message=counted.name, device_id=device.id)
+        connection.close(errors.FAULT)
+
+    def _heartbeat_failed(self, counted: Counted, device: Device, reason: str) -> None:
+        if counted.name == "heartbeat":
+            device.heartbeats_failed += 1
+            self._state.report(device)
+            self._metrics.counter("heartbeat_errors_total", reason).value += 1
+
+    def _limited(self, limit: str) -> None:
+        self._metrics.counter("limits_exceeded_total", limit).value += 1
