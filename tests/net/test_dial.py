@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 
 import pytest
+import uvloop
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
@@ -178,7 +179,7 @@ async def websocket_server(handler: Callable[[ServerConnection], object]) -> Asy
         yield parse_url(f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/ws")
 
 
-async def test_messages_both_ways() -> None:
+async def messages_both_ways() -> None:
     async def echo(connection: ServerConnection) -> None:
         assert connection.request is not None
         await connection.send(connection.request.headers["Authorization"])
@@ -197,6 +198,14 @@ async def test_messages_both_ways() -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
         assert owner.offline == 1
+
+
+async def test_messages_both_ways() -> None:
+    await messages_both_ways()
+
+
+def test_messages_both_ways_on_uvloop() -> None:
+    uvloop.run(messages_both_ways())
 
 
 async def test_frames_that_came_with_the_101() -> None:
