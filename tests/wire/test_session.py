@@ -106,6 +106,10 @@ TALKS = {
     "eight of them": Talk(masked(TEXT, b"x" * 280) * 8, ["x" * 280] * 8),
     "all sizes": Talk(b"".join(masked(TEXT, b"x" * n) for n in range(140)), ["x" * n for n in range(140)]),
     "binary": Talk(masked(BINARY, b"\xff\0"), [b"\xff\0"]),
+    "binary of the usual size": Talk(masked(BINARY, b"x" * 280) * 2, [b"x" * 280] * 2),
+    "a fragment of the usual size": Talk(
+        masked(TEXT, b"x" * 280, False) + masked(CONTINUATION, b"y" * 280), ["x" * 280 + "y" * 280]
+    ),
     "empty binary": Talk(masked(BINARY), [b""]),
     "text and binary": Talk(masked(TEXT, b"a") + masked(BINARY, b"b") + masked(TEXT, b"c"), ["a", b"b", "c"]),
     "UTF-8": Talk(masked(TEXT, "κόσμε 🖥".encode() * 20), ["κόσμε 🖥" * 20]),
