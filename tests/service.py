@@ -32,7 +32,14 @@ Record = dict[str, Any]
 class Service:
     """One run of `vizora-rt serve`, or several one after the other on the same state."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str] = {}, args: Sequence[str] = (), workers: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        env: Mapping[str, str] = {},
+        args: Sequence[str] = (),
+        workers: int = 2,
+        command: str = "serve",
+    ) -> None:
         self.folder = folder
         self.env = {
             "PATH": os.environ["PATH"],
@@ -40,9 +47,12 @@ class Service:
             "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
             "VIZORA_ENV": "development",
             "VIZORA_STATE_DIR": str(folder / "state"),
+            "VIZORA_LOGGING__FORMAT": "json",
+            "VIZORA_SERVER__HOST": "127.0.0.1",
+            "VIZORA_SERVER__WORKERS": str(workers),
             **env,
         }
-        self.args = ["--host", "127.0.0.1", "--port", "0", "--workers", str(workers), *args]
+        self.args = [command, "--port", "0", *args]
         self.port = 0
         self.lines: list[str] = []
         self._process: subprocess.Popen[str] | None = None
@@ -59,7 +69,7 @@ class Service:
         self.lines = []
         self._over = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vizora_rt", "serve", *self.args],
+            [sys.executable, "-m", "vizora_rt", *self.args],
             env=self.env,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

@@ -181,6 +181,17 @@ async def test_it_drains_with_its_last_figures_and_ends_well() -> None:
             await it.get("/health/live")
 
 
+async def test_a_request_under_way_is_answered_before_it_ends() -> None:
+    async with seat() as it:
+        await it.ready()
+        asked = asyncio.create_task(it.get("/status"))
+        question = await it.hear("ask")
+        it.send({"t": "drain", "seconds": 30})
+        it.send({"t": "answer", "id": question["id"]}, b'{"service":"test"}')
+        assert (await asked).endswith(b'{"service":"test"}')
+        assert (await it.end())[0] == 0
+
+
 async def test_without_a_supervisor_it_ends() -> None:
     async with seat() as it:
         await it.ready()

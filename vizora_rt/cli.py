@@ -1,4 +1,4 @@
-"""The commands: `serve`, `check-config`, `token`. Nothing but parsing and calling.
+"""The commands: `serve`, `demo`, `check-config`, `token`. Nothing but parsing and calling.
 
 What cannot start says why in one line and ends with the exit code of its error, never with a traceback.
 """
@@ -19,6 +19,7 @@ from vizora_rt.app import auth
 from vizora_rt.config import Config
 from vizora_rt.errors import StartupError
 from vizora_rt.net import link
+from vizora_rt.net.screen import Screen
 from vizora_rt.supervisor import VERSION, Supervisor
 from vizora_rt.wire import messages
 
@@ -28,6 +29,14 @@ INTERRUPTED = 130
 """What a shell says of a command that Ctrl-C ended: 128 + SIGINT."""
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+GUIDE = """
+  {devices} screens connect and send heartbeats.
+  metrics  {at}/metrics
+  health   {at}/health
+  workers  {at}/status
+  Ctrl-C ends all of it.
+"""
 
 SECRET_KEYS = re.compile(r"secret|token|dsn")
 
@@ -81,6 +90,53 @@ def serve(file: Path | None, host: str | None, port: int | None, workers: int | 
 
 async def _serve(settings: Config, load: Callable[[], Config]) -> None:
     await Supervisor(settings, load).run()
+
+
+@command.command()
+@click.option("--port", default=3001, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option("--devices", default=25, show_default=True, type=click.IntRange(1, 1000), help="Simulated screens.")
+def demo(port: int, devices: int) -> None:
+    """Run the service on this machine, in development, with simulated screens. Ctrl-C ends all of it.
+
+    Example: vizora-rt demo --port 3001 --devices 25
+    """
+    environ = {"VIZORA_LOGGING__FORMAT": "console", **os.environ, "VIZORA_ENV": "development"}
+    overrides = {"server": {"host": "127.0.0.1", "port": port}}
+
+    def load() -> Config:
+        return config.with_secrets(config.load(None, environ, overrides))
+
+    settings = load()
+    report.configure(settings, "supervisor")
+    asyncio.run(_demo(settings, load, devices))
+
+
+async def _demo(settings: Config, load: Callable[[], Config], devices: int) -> None:
+    supervisor = Supervisor(settings, load)
+    service = asyncio.create_task(supervisor.run())
+    listening = asyncio.create_task(supervisor.listening.wait())
+    await asyncio.wait([service, listening], return_when=asyncio.FIRST_COMPLETED)
+    listening.cancel()
+    screens = []
+    if not service.done():
+        screens = _screens(settings, supervisor.port, devices)
+        click.echo(GUIDE.format(devices=devices, at=f"http://127.0.0.1:{supervisor.port}"))
+    await asyncio.wait([service])
+    for screen in screens:
+        screen.cancel()
+    await asyncio.gather(*screens, return_exceptions=True)
+    service.result()
+
+
+def _screens(settings: Config, port: int, devices: int) -> list[asyncio.Task[Any]]:
+    """Screens of two organisations, each a task that ends when it is cancelled."""
+    now, url = int(time.time()), f"ws://127.0.0.1:{port}/ws"
+    tasks = []
+    for number in range(1, devices + 1):
+        organization = "north" if number % 2 else "south"
+        minted = auth.mint_device(settings.auth, f"screen-{number}", organization, now, UNITS["d"])
+        tasks.append(asyncio.create_task(Screen(url, minted).run()))
+    return tasks
 
 
 @command.command("check-config")
@@ -175,6 +231,10 @@ def main() -> Never:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read stdout has enough. What is left in its buffer must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(INTERRUPTED)
     sys.exit(0)

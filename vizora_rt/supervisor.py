@@ -94,7 +94,8 @@ class Supervisor:
         self._processes: set[Process] = set()
         self._generation = 0
         self._rolling = False
-        self._listening = False
+        self.listening = asyncio.Event()
+        """Set once all workers accept, on `port`."""
         self._stopping = False
         self._fatal: StartupError | None = None
         self._boot_failures: deque[float] = deque(maxlen=BOOT_FAILURES)
@@ -117,6 +118,11 @@ class Supervisor:
             await self._open()
             while not self._stopping or self._processes:
                 await (await self._events.get())()
+        except StartupError:
+            raise
+        except Exception as error:
+            log.exception("supervisor failed", error)
+            self._fatal = StartupError(f"a fault in the supervisor: {type(error).__name__}: {error}")
         finally:
             await self._close()
         if self._fatal is not None:
@@ -133,8 +139,8 @@ class Supervisor:
         server = self._config.server
         sockets = bind(server.host, server.port, self._config.workers)
         self._slots = [Slot(index, listening) for index, listening in enumerate(sockets)]
-        self._port = sockets[0].getsockname()[1]
-        self._node = f"{socket.gethostname()}-{self._port}-{secrets.token_hex(3)}"
+        self.port = sockets[0].getsockname()[1]
+        self._node = f"{socket.gethostname()}-{self.port}-{secrets.token_hex(3)}"
         await self._open_store()
         for listening in sockets:
             listening.listen(server.backlog)
@@ -165,7 +171,7 @@ class Supervisor:
             slot.listening.close()
         self._forget_run()
         self._notifier.close()
-        if self._listening:
+        if self.listening.is_set():
             log.info("stopped")
         report.flush(2.0)
 
@@ -217,8 +223,10 @@ class Supervisor:
             self._scrapes.totals.counter("worker_restarts_total", "roll").value += 1
             if old is not None:
                 self._drain(old)
-        if not self._listening and all(s.current is not None and s.current.state == "ready" for s in self._slots):
-            self._listening = True
+        if not self.listening.is_set() and all(
+            s.current is not None and s.current.state == "ready" for s in self._slots
+        ):
+            self.listening.set()
             self._announce()
         await self._advance()
 
@@ -292,7 +300,7 @@ class Supervisor:
 
     async def _reload(self) -> None:
         """Take what can be taken of a good configuration; keep running on the present one beside a bad one."""
-        if self._stopping or not self._listening:
+        if self._stopping or not self.listening.is_set():
             return
         self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
@@ -413,7 +421,7 @@ class Supervisor:
 
     def _feed(self, now: float) -> None:
         """Tell systemd that the service lives: this loop runs, and so does at least one worker's."""
-        if not self._listening or self._stopping:
+        if self._stopping or not self.listening.is_set():
             return
         alive = [p for p in self._processes if p.was_ready and now - p.beat < self._config.server.hang_seconds]
         # At half of the time, as sd_watchdog_enabled(3) advises, less a tick.
@@ -431,13 +439,13 @@ class Supervisor:
     def _announce(self) -> None:
         self._remember_run()
         host = self._config.server.host
-        log.info("listening", host=host, port=self._port, workers=len(self._slots), node=self._node, version=VERSION)
+        log.info("listening", host=host, port=self.port, workers=len(self._slots), node=self._node, version=VERSION)
         self._notifier.send("READY=1")
 
     def _remember_run(self) -> None:
         """For commands that look for the running service. Nothing depends on it, so it may fail."""
         file = self._run_file()
-        run = {"pid": os.getpid(), "port": self._port, "host": self._config.server.host, "node": self._node}
+        run = {"pid": os.getpid(), "port": self.port, "host": self._config.server.host, "node": self._node}
         try:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary = file.with_suffix(f".{os.getpid()}")

@@ -51,6 +51,8 @@ BEYOND_HANG_SECONDS = 5.0
 """The supervisor ends a loop that hangs after `hang_seconds`. This much later the process ends itself: if the
 supervisor is gone, the end of its channel says so only to a loop that reads."""
 CLOSE_SECONDS = 2.0
+REQUEST_SECONDS = 1.0
+"""For HTTP requests under way when a drain begins; after it, what is open is idle, or asks for too much."""
 
 log = report.logger("worker")
 
@@ -275,7 +277,7 @@ class Worker:
     async def _drain(self, seconds: float) -> None:
         self._server.close()
         log.info("draining", seconds=seconds, connections=self._gateway.connections)
-        draining = self._loop.create_task(self._gateway.drain(seconds))
+        draining = self._loop.create_task(self._leave_clients(seconds))
         hurried = self._loop.create_task(self._hurried.wait())
         await asyncio.wait([draining, hurried], return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
@@ -292,6 +294,14 @@ class Worker:
         self._report()
         log.info("drained", connections=self._gateway.connections)
         await self._close()
+
+    async def _leave_clients(self, seconds: float) -> None:
+        await self._gateway.drain(seconds)
+        until = self._loop.time() + min(seconds, REQUEST_SECONDS)
+        # A connection that was accepted just now is counted a turn of the loop later.
+        await asyncio.sleep(0)
+        while self._http.exchanges and self._loop.time() < until:  # noqa: ASYNC110 - once in a life
+            await asyncio.sleep(0.01)
 
     async def _fail(self, text: str) -> int:
         self._channel.send({"t": "failed", "error": text})
