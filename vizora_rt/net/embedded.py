@@ -230,9 +230,13 @@ def start(state_dir: Path) -> Embedded:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             embedded = Embedded(directory, runtime_directory(state_dir, dict(os.environ)), lock)
-            embedded.open()
         except BaseException:
             os.close(lock)
+            raise
+        try:
+            embedded.open()
+        except BaseException:
+            embedded.stop()
             raise
     return embedded
 
@@ -253,7 +257,8 @@ def runtime_directory(state_dir: Path, environ: dict[str, str]) -> Path:
         if base and os.access(base, os.W_OK) and len(os.fsencode(f"{base}/{name}/store.sock")) <= SOCKET_BYTES:
             path = Path(base, name)
             break
-    path.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
     # In /tmp anybody may have made it before us: as a link, or to look inside.
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
