@@ -16,8 +16,7 @@ import pytest
 
 from tests.service import PATIENCE, Service, alive, until
 from vizora_rt import supervisor
-from vizora_rt.errors import ConfigError, UnavailableError
-from vizora_rt.supervisor import Notifier, bind
+from vizora_rt.errors import UnavailableError
 
 SABOTAGE = """
 import os, sys
@@ -297,61 +296,6 @@ class TestNotify:
                 told("READY=1")
                 assert service.stop() == 0
                 told("STOPPING=1")
-
-    def test_a_watchdog_of_another_process_is_not_ours_to_feed(self) -> None:
-        for env, seconds in [
-            ({"WATCHDOG_USEC": "3000000"}, 3.0),
-            ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 3.0),
-            ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, 0.0),
-            ({"WATCHDOG_USEC": "soon"}, 0.0),
-            ({}, 0.0),
-        ]:
-            notifier = Notifier(env)
-            assert notifier.watchdog_seconds == seconds
-            notifier.close()
-
-    def test_nobody_to_tell_is_no_fault(self) -> None:
-        for env in ({}, {"NOTIFY_SOCKET": "/nonexistent/notify"}):
-            notifier = Notifier(env)
-            notifier.send("READY=1")
-            notifier.close()
-
-
-class TestBind:
-    def test_all_sockets_share_one_port(self) -> None:
-        sockets = bind("127.0.0.1", 0, 3)
-        try:
-            assert len({opened.getsockname() for opened in sockets}) == 1
-        finally:
-            for opened in sockets:
-                opened.close()
-
-    def test_a_port_in_use_is_refused_even_if_its_owner_shares_it(self) -> None:
-        (first,) = bind("127.0.0.1", 0, 1)
-        with first:
-            first.listen()
-            port = first.getsockname()[1]
-            with pytest.raises(
-                UnavailableError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use$"
-            ):
-                bind("127.0.0.1", port, 2)
-
-    def test_connections_of_the_last_run_are_no_obstacle(self) -> None:
-        (first,) = bind("127.0.0.1", 0, 1)
-        port = first.getsockname()[1]
-        with first, socket.socket() as client:
-            first.listen()
-            first.setblocking(True)
-            client.connect(("127.0.0.1", port))
-            accepted, _ = first.accept()
-        # We closed first, so the connection is in TIME_WAIT on our port.
-        accepted.close()
-        for opened in bind("127.0.0.1", port, 2):
-            opened.close()
-
-    def test_an_unknown_host_is_an_error_of_the_configuration(self) -> None:
-        with pytest.raises(ConfigError, match=r"^server\.host: nowhere\.invalid: "):
-            bind("nowhere.invalid", 0, 1)
 
 
 def test_version_is_that_of_the_package() -> None:

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -19,12 +19,14 @@ from typing import Any
 
 from vizora_rt import config, report
 from vizora_rt.config import Config
-from vizora_rt.errors import ConfigError, StartupError, UnavailableError
+from vizora_rt.errors import StartupError
 from vizora_rt.exposition import Totals
 from vizora_rt.metrics import WORKER_STATES
-from vizora_rt.net import embedded, link
+from vizora_rt.net import link, runfile
 from vizora_rt.net.channel import Message
-from vizora_rt.net.embedded import Embedded
+from vizora_rt.net.keeper import Keeper
+from vizora_rt.net.listen import bind
+from vizora_rt.net.notify import Notifier
 from vizora_rt.process import Process
 from vizora_rt.scrape import Scrapes
 
@@ -39,33 +41,10 @@ BOOT_FAILURES_SECONDS = 30.0
 BEYOND_DRAIN_SECONDS = 5.0
 HURRY_SECONDS = 1.0
 RETRY_SECONDS = 1.0
-"""Before the next attempt at what the machine refused: a fork, the embedded store."""
+"""Before the next attempt at a fork that the machine refused."""
 EXPIRE_SECONDS = 30.0
 
 log = report.logger("supervisor")
-
-
-class Notifier:
-    """sd_notify(3): datagrams to $NOTIFY_SOCKET. Nothing is sent, and nothing fails, where there is no systemd."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        path = environ.get("NOTIFY_SOCKET", "")
-        # A leading @ stands for the zero byte of an abstract address (unix(7)).
-        self._address = "\0" + path[1:] if path.startswith("@") else path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        usec = environ.get("WATCHDOG_USEC", "")
-        mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        self.watchdog_seconds = int(usec) / 1e6 if usec.isdecimal() and mine else 0.0
-
-    def send(self, *lines: str) -> None:
-        if self._address:
-            try:
-                self._socket.sendto("\n".join(lines).encode(), self._address)
-            except OSError:
-                pass
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 class Slot:
@@ -99,9 +78,7 @@ class Supervisor:
         self._stopping = False
         self._fatal: StartupError | None = None
         self._boot_failures: deque[float] = deque(maxlen=BOOT_FAILURES)
-        self._embedded: Embedded | None = None
-        self._store_pidfd = -1
-        self._store_task: asyncio.Task[None] | None = None
+        self._store = Keeper()
         self._started = self._ticked = self._fed = self._expired = self._loop.time()
         self._tick_handle: asyncio.TimerHandle | None = None
         self._status = ""
@@ -153,8 +130,7 @@ class Supervisor:
         if url:
             await asyncio.to_thread(link.probe, url, timeout)
         else:
-            self._embedded = await asyncio.to_thread(embedded.start, Path(self._config.state_dir))
-            self._watch_store(self._embedded)
+            await self._store.start(Path(self._config.state_dir))
 
     async def _close(self) -> None:
         self._stopping = True
@@ -166,10 +142,10 @@ class Supervisor:
             self._tick_handle.cancel()
         await self._scrapes.close()
         # Last: the workers' final writes are in it.
-        await self._stop_store()
+        await self._store.stop()
         for slot in self._slots:
             slot.listening.close()
-        self._forget_run()
+        runfile.remove(Path(self._config.state_dir))
         self._notifier.close()
         if self.listening.is_set():
             log.info("stopped")
@@ -183,7 +159,7 @@ class Supervisor:
             "config": config.encode(self._config),
             "worker": slot.index,
             "node": self._node,
-            "redis": self._config.redis.url or (self._embedded.url if self._embedded is not None else ""),
+            "redis": self._config.redis.url or self._store.url,
         }
         process = Process(slot.index, self._generation, boot, self)
         if successor:
@@ -349,48 +325,6 @@ class Supervisor:
             self._rolling = False
             self._notifier.send("READY=1")
 
-    # --- the embedded store ---
-
-    def _watch_store(self, store: Embedded) -> None:
-        try:
-            self._store_pidfd = os.pidfd_open(store.pid)
-        except ProcessLookupError:
-            self._on_store_exit()
-        else:
-            self._loop.add_reader(self._store_pidfd, self._on_store_exit)
-
-    def _unwatch_store(self) -> None:
-        if self._store_pidfd >= 0:
-            self._loop.remove_reader(self._store_pidfd)
-            os.close(self._store_pidfd)
-            self._store_pidfd = -1
-
-    def _on_store_exit(self) -> None:
-        self._unwatch_store()
-        # Beside the events, not one of them: a store may load its data for long, and workers may crash meanwhile.
-        self._store_task = self._loop.create_task(self._restart_store())
-
-    async def _restart_store(self) -> None:
-        assert self._embedded is not None
-        while not self._stopping:
-            log.error("embedded store ended; starting it again")
-            try:
-                await asyncio.to_thread(self._embedded.restart)
-            except StartupError as error:
-                log.error("embedded store does not start", error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                self._watch_store(self._embedded)
-                return
-
-    async def _stop_store(self) -> None:
-        self._unwatch_store()
-        if self._store_task is not None:
-            await asyncio.wait([self._store_task])
-            self._unwatch_store()
-        if self._embedded is not None:
-            await asyncio.to_thread(self._embedded.stop)
-
     # --- watch ---
 
     def _tick(self) -> None:
@@ -437,33 +371,11 @@ class Supervisor:
     # --- say ---
 
     def _announce(self) -> None:
-        self._remember_run()
         host = self._config.server.host
+        run = {"port": self.port, "host": host, "node": self._node, "version": VERSION, "started": time.time()}
+        runfile.write(Path(self._config.state_dir), run)
         log.info("listening", host=host, port=self.port, workers=len(self._slots), node=self._node, version=VERSION)
         self._notifier.send("READY=1")
-
-    def _remember_run(self) -> None:
-        """For commands that look for the running service. Nothing depends on it, so it may fail."""
-        file = self._run_file()
-        run = {"pid": os.getpid(), "port": self.port, "host": self._config.server.host, "node": self._node}
-        try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary = file.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(run | {"version": VERSION, "started": time.time()}))
-            temporary.replace(file)
-        except OSError as error:
-            log.warning("run file not written", file=str(file), error=error.strerror)
-
-    def _forget_run(self) -> None:
-        file = self._run_file()
-        try:
-            if json.loads(file.read_text()).get("pid") == os.getpid():
-                file.unlink()
-        except (OSError, ValueError):
-            pass
-
-    def _run_file(self) -> Path:
-        return Path(self._config.state_dir) / "run.json"
 
     def _connections(self) -> int:
         return sum(process.connections for process in self._processes)
@@ -472,7 +384,7 @@ class Supervisor:
         return [process for process in self._processes if process.state in ("ready", "draining")]
 
     def pids(self) -> dict[str, int]:
-        store = {"store": self._embedded.pid} if self._embedded is not None else {}
+        store = {"store": self._store.pid} if self._store.pid else {}
         workers = {f"worker-{slot.index}": slot.current.pid for slot in self._slots if slot.current is not None}
         return {"supervisor": os.getpid()} | workers | store
 
@@ -501,35 +413,3 @@ class Supervisor:
                 for process in sorted(self._processes, key=lambda process: (process.index, process.started))
             ],
         }
-
-
-def bind(host: str, port: int, count: int) -> list[socket.socket]:
-    """`count` sockets that share one address (SO_REUSEPORT), bound and not listening yet. Port 0: any free one.
-
-    A shared bind of a port that another service shares succeeds, and would take half of its connections. So a socket
-    that does not share asks first; SO_REUSEADDR keeps it from meeting the closed connections of the last run.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=PASSIVE)[0]
-    except socket.gaierror as error:
-        raise ConfigError(f"server.host: {host}: {error.strerror}") from None
-    sockets: list[socket.socket] = []
-    try:
-        if port:
-            with socket.socket(family, kind) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-        for _ in range(count):
-            sockets.append(socket.socket(family, kind | socket.SOCK_NONBLOCK))
-            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sockets[-1].bind(address)
-            address = sockets[0].getsockname()
-    except OSError as error:
-        for opened in sockets:
-            opened.close()
-        raise UnavailableError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
-    return sockets
-
-
-PASSIVE = socket.AI_PASSIVE | socket.AI_NUMERICSERV

@@ -1,0 +1,83 @@
+"""Keeps the embedded store running for a service: starts it, watches its process, starts it again, stops it last.
+
+`net/embedded` blocks; this is its face towards an event loop.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+
+from vizora_rt import report
+from vizora_rt.errors import StartupError
+from vizora_rt.net import embedded
+from vizora_rt.net.embedded import Embedded
+
+RETRY_SECONDS = 1.0
+
+log = report.logger("embedded")
+
+
+class Keeper:
+    """One store, from `start` to `stop`. Its URL stays the same however often it is started again."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._store: Embedded | None = None
+        self._pidfd = -1
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def url(self) -> str:
+        return self._store.url if self._store is not None else ""
+
+    @property
+    def pid(self) -> int:
+        return self._store.pid if self._store is not None else 0
+
+    async def start(self, state_dir: Path) -> None:
+        """Start or adopt the store of `state_dir`. Raises UnavailableError."""
+        self._store = await asyncio.to_thread(embedded.start, state_dir)
+        self._watch(self._store)
+
+    async def stop(self) -> None:
+        self._stopping = True
+        self._unwatch()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+            self._unwatch()
+        if self._store is not None:
+            await asyncio.to_thread(self._store.stop)
+
+    def _watch(self, store: Embedded) -> None:
+        try:
+            self._pidfd = os.pidfd_open(store.pid)
+        except ProcessLookupError:
+            self._on_exit()
+        else:
+            self._loop.add_reader(self._pidfd, self._on_exit)
+
+    def _unwatch(self) -> None:
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _on_exit(self) -> None:
+        self._unwatch()
+        if not self._stopping:
+            # A store may load its data for long; nobody waits for it here.
+            self._task = self._loop.create_task(self._restart())
+
+    async def _restart(self) -> None:
+        assert self._store is not None
+        while not self._stopping:
+            log.error("embedded store ended; starting it again")
+            try:
+                await asyncio.to_thread(self._store.restart)
+            except StartupError as error:
+                log.error("embedded store does not start", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._watch(self._store)
+                return
