@@ -170,7 +170,7 @@ def check_origin(request: Request, allowed: Iterable[str], by_cookie: bool) -> R
         return None
     if by_cookie:
         return ORIGIN_DENIED
-    if not origin.startswith(("http://", "https://")):
+    if not origin.startswith(("http:", "https:")):
         return None
     same_origin = origin.partition("://")[2] == request.headers.get("host", "").lower()
     return None if same_origin else ORIGIN_DENIED

@@ -1,0 +1,155 @@
+"""The rate algorithm against a bucket that is simulated naively, and a meter's memory against a million keys."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vizora_rt.app.limits import MAX_KEYS, SLACK, Meter, Rate
+
+CLOCKS = [0.0, 1.0, 12345.678, 1e6 + 0.1, 1_764_000_000.123]
+"""`now` of a process's first second, of a machine's uptime, of the epoch."""
+
+
+class Bucket:
+    """What GCRA is equivalent to: a bucket of cells that refills steadily. With exact numbers."""
+
+    def __init__(self, per_minute: int, capacity: int) -> None:
+        self.per_second = Fraction(per_minute, 60)
+        self.capacity = capacity
+        self.cells = Fraction(capacity)
+        self.since = Fraction(0)
+
+    def take(self, now: Fraction) -> bool:
+        self.cells = min(Fraction(self.capacity), self.cells + (now - self.since) * self.per_second)
+        self.since = now
+        if self.cells < 1:
+            return False
+        self.cells -= 1
+        return True
+
+    @property
+    def nearly_one(self) -> bool:
+        """Whether the slack makes up for what is missing."""
+        return 1 - 2 * Fraction(SLACK) < self.cells < 1
+
+
+def takes(rate: Rate, count: int, now: float, arrival: float = 0.0) -> tuple[int, float]:
+    """How many of `count` are allowed at once, and the arrival time after."""
+    allowed = 0
+    for _ in range(count):
+        if not rate.wait(arrival, now):
+            arrival = rate.next(arrival, now)
+            allowed += 1
+    return allowed, arrival
+
+
+class TestRate:
+    @pytest.mark.parametrize("now", CLOCKS)
+    @pytest.mark.parametrize(("per_minute", "capacity"), [(120, 240), (30, 30), (7, 7), (1, 1), (1, 3), (6000, 12000)])
+    def test_a_burst(self, per_minute: int, capacity: int, now: float) -> None:
+        """A full bucket gives all its cells and no more, however the sums round."""
+        rate = Rate(per_minute, capacity)
+        allowed, arrival = takes(rate, capacity + 5, now)
+        assert allowed == capacity
+        assert rate.wait(arrival, now) == pytest.approx(60 / per_minute, rel=0.02)
+
+    @pytest.mark.parametrize("now", CLOCKS)
+    def test_then_one_per_interval(self, now: float) -> None:
+        rate = Rate(120, 240)
+        _, arrival = takes(rate, 240, now)
+        for second in range(1, 100):
+            allowed, arrival = takes(rate, 5, now + second, arrival)
+            assert allowed == 2
+
+    def test_waiting_as_told(self) -> None:
+        rate = Rate(7, 7)
+        _, arrival = takes(rate, 7, 100.0)
+        wait = rate.wait(arrival, 100.0)
+        assert rate.wait(arrival, 100.0 + wait / 2) == pytest.approx(wait / 2)
+        assert rate.wait(arrival, 100.0 + wait + 1e-9) == 0.0
+
+    def test_silence_fills_it_up_and_not_over(self) -> None:
+        rate = Rate(120, 240)
+        _, arrival = takes(rate, 240, 0.0)
+        assert takes(rate, 1000, 120.0, arrival)[0] == 240
+        assert takes(rate, 1000, 1e9, arrival)[0] == 240
+
+    def test_off(self) -> None:
+        rate = Rate(0, 0)
+        assert not rate.interval
+        assert takes(rate, 10_000, 5.0)[0] == 10_000
+
+    @given(st.integers(1, 6000), st.integers(1, 600), st.lists(st.integers(0, 200_000), max_size=120))
+    @example(1, 1, [0, 60_000, 59_999, 60_001])
+    @example(120, 240, [0] * 120 + [500])
+    def test_against_a_bucket(self, per_minute: int, capacity: int, gaps: list[int]) -> None:
+        """Gaps are in milliseconds."""
+        rate, bucket = Rate(per_minute, capacity), Bucket(per_minute, capacity)
+        now, arrival = 10**6, 0.0
+        for gap in gaps:
+            now += gap
+            wait = rate.wait(arrival, now / 1000)
+            assert wait >= 0
+            expected = bucket.take(Fraction(now, 1000))
+            if not wait and not expected:
+                assert bucket.nearly_one
+                return
+            assert (not wait) is expected
+            if not wait:
+                arrival = rate.next(arrival, now / 1000)
+
+
+class TestMeter:
+    def test_each_key_has_its_own(self) -> None:
+        meter = Meter(2)
+        assert [meter.take("a", 5.0), meter.take("a", 5.0), meter.take("b", 5.0)] == [0.0, 0.0, 0.0]
+        assert meter.take("a", 5.0) == pytest.approx(30, rel=0.01)
+        assert meter.take("b", 5.0) == 0.0
+
+    def test_the_refused_pay_nothing(self) -> None:
+        """Who hammers is let in when he would have been anyway."""
+        meter = Meter(1)
+        meter.take("a", 0.0)
+        for second in range(1, 59):
+            assert meter.take("a", float(second)) == pytest.approx(60 - second, abs=0.1)
+        assert meter.take("a", 60.0) == 0.0
+
+    def test_off(self) -> None:
+        meter = Meter(0)
+        assert not any(meter.take("a", 1.0) for _ in range(1000))
+        assert len(meter) == 0
+
+    def test_who_caught_up_is_forgotten(self) -> None:
+        meter = Meter(60)
+        for number in range(100_000):
+            assert meter.take(number, number / 100) == 0.0
+            assert len(meter) <= 1024  # 100 keys of the last second, and what the sweeps leave until the next
+
+    def test_a_million_keys_at_once(self) -> None:
+        """The latest are remembered."""
+        meter = Meter(1)
+        for number in range(1_000_000):
+            meter.take(number, 1.0)
+            assert len(meter) <= MAX_KEYS
+        assert all(meter.take(number, 1.0) for number in range(1_000_000 - MAX_KEYS // 4, 1_000_000))
+
+    def test_a_sweep_forgets_nobody_who_must_wait(self) -> None:
+        meter = Meter(1)
+        meter.take("a", 0.0)
+        for number in range(5000):
+            meter.take(number, 30.0)
+        assert meter.take("a", 30.0) == pytest.approx(30, rel=0.01)
+
+    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20_000)), max_size=60), st.integers(1, 30))
+    def test_against_a_rate_per_key(self, calls: list[tuple[int, int]], per_minute: int) -> None:
+        meter, rate = Meter(per_minute), Rate(per_minute, per_minute)
+        arrivals: dict[int, float] = {}
+        now = 0
+        for key, gap in calls:
+            now += gap
+            wait = rate.wait(arrivals.get(key, 0.0), now / 1000)
+            assert meter.take(key, now / 1000) == wait
+            if not wait:
+                arrivals[key] = rate.next(arrivals.get(key, 0.0), now / 1000)
