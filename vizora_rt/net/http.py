@@ -1,8 +1,8 @@
 """HTTP on the client port: the upgrade at /ws, and the routes of operators and backends.
 
 A connection serves one request after the other. What a route does may take a while (`Awaitable`); meanwhile nothing
-more is read. Deadlines are the timer wheel's: a request must be whole 10 s after its first byte, a quiet connection
-goes after a minute.
+more is read, nor while the client leaves answers unread. Deadlines are the timer wheel's: a request must be whole 10 s
+after its first byte, an answer taken and a quiet connection gone after a minute.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from vizora_rt import errors, metrics, report
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
-from vizora_rt.net.connection import Connection
+from vizora_rt.net.connection import CLOSE_SECONDS, Connection
 from vizora_rt.net.gateway import RETRY_AFTER, Settle
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
@@ -36,10 +36,19 @@ KEEP_ALIVE_SECONDS: Final = 60.0
 SPARE_CONNECTIONS: Final = 100
 """Beyond `max_connections` of clients: half of the descriptor reserve, for health checks and scrapes at the limit."""
 
+LIMITS: Final = {
+    errors.HEADERS_TOO_LARGE: "header_bytes",
+    errors.URI_TOO_LONG: "header_bytes",
+    errors.CONTENT_TOO_LARGE: "body_bytes",
+    errors.REQUEST_TIMEOUT: "handshake_seconds",
+}
+"""Which limit a request met that was refused before it was whole."""
+
 PING: Final = resp.pack("PING")
 HEALTH_SECONDS: Final = 1.0
 
-FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")
+"""Beginnings of the header fields of a proxy; who sends one of its own is only trusted less."""
 LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
 
 
@@ -62,13 +71,15 @@ def json_response(status: int, value: Any) -> Response:
     return Response(status, messages.dumps(value))
 
 
-def refuse(refusal: Refusal, **more: object) -> Response:
-    """The one shape of all refusals. A passing one says when to come back."""
+def refuse(refusal: Refusal, allow: str = "", **more: object) -> Response:
+    """The one shape of all refusals. A passing one says when to come back, a wrong method which ones are right."""
     body = {"code": refusal.code, "message": refusal.message, "retryable": refusal.retryable, **more}
-    passing = refusal.status in (429, 503)
-    return Response(
-        refusal.status, messages.dumps(body), headers=(("Retry-After", str(RETRY_AFTER)),) if passing else ()
-    )
+    headers: tuple[tuple[str, str], ...] = ()
+    if refusal.status in (429, 503):
+        headers = (("Retry-After", str(RETRY_AFTER)),)
+    elif refusal.status == 405:
+        headers = (("Allow", allow or "GET, HEAD"),)  # RFC 9110 section 15.5.6
+    return Response(refusal.status, messages.dumps(body), headers=headers)
 
 
 class Door(Protocol):
@@ -86,9 +97,7 @@ class Door(Protocol):
 class Server:
     """The routes, and what all exchanges of a worker share."""
 
-    def __init__(
-        self, config: Config, gateway: Door, metrics: Metrics, wheel: Wheel, store: Store, ask: Ask
-    ) -> None:
+    def __init__(self, config: Config, gateway: Door, metrics: Metrics, wheel: Wheel, store: Store, ask: Ask) -> None:
         self.config = config
         self.gateway = gateway
         self.metrics = metrics
@@ -123,9 +132,7 @@ class Server:
         route = methods.get("GET" if request.method == "HEAD" else request.method)
         if route is None:
             allowed = ", ".join((*methods, "HEAD") if "GET" in methods else methods)
-            answer = refuse(errors.METHOD_NOT_ALLOWED)
-            answer.headers = (("Allow", allowed),)
-            return request.path, answer
+            return request.path, refuse(errors.METHOD_NOT_ALLOWED, allowed)
         try:
             return request.path, route(request, exchange)
         except Exception as error:
@@ -136,6 +143,10 @@ class Server:
         known = self.metrics.method(method)
         self.metrics.counter("http_requests_total", known, path, str(status)).value += 1
         self.metrics.timer("http_request_duration_seconds", known, path).observe(ns)
+
+    def limited(self, limit: str) -> None:
+        """Count that `limit` was met."""
+        self.metrics.counter("limits_exceeded_total", limit).value += 1
 
     # Routes
 
@@ -159,7 +170,7 @@ class Server:
             if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), settings.token.encode()):
                 return True
         # A proxy on this machine connects from loopback too: then it says for whom.
-        return exchange.address.startswith(LOOPBACK) and not any(name in request.headers for name in FORWARDED)
+        return exchange.address.startswith(LOOPBACK) and not any(name.startswith(FORWARDED) for name in request.headers)
 
     async def _health(self, request: Request, exchange: "Exchange") -> Response:
         latency, status = await asyncio.gather(self._redis_latency(), self._asked("status"))
@@ -216,13 +227,26 @@ class Server:
 class Exchange(asyncio.Protocol):
     """One TCP connection until it is upgraded or ends."""
 
-    __slots__ = ("_busy", "_deadline", "_parser", "_server", "_started", "_task", "address", "transport")
+    __slots__ = (
+        "_busy",
+        "_deadline",
+        "_due",
+        "_parser",
+        "_server",
+        "_stalled",
+        "_started",
+        "_task",
+        "address",
+        "transport",
+    )
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._parser: RequestParser | None = None
         self._busy = False
+        self._stalled = False
         self._deadline = 0.0
+        self._due = 0.0
         self._started = 0
         self._task: asyncio.Task[None] | None = None
         self.address = ""
@@ -235,16 +259,30 @@ class Exchange(asyncio.Protocol):
         self.address = peer[0] if peer else ""
         server.exchanges += 1
         if server.exchanges + server.gateway.connections > server.limit:
+            server.limited("max_connections")
             self.transport.abort()
             return
         limits = server.config.limits
         self._parser = RequestParser(limits.header_bytes, limits.body_bytes)
-        self._await_request(limits.handshake_seconds)
+        self._expect(limits.handshake_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._left()
         if self._task is not None:
             self._task.cancel()
+
+    def pause_writing(self) -> None:
+        # Who does not read answers may not ask for more.
+        self._stalled = True
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._stalled = False
+        if self._parser is not None:
+            self._go_on()
+        elif self.transport is not None:
+            self.transport.resume_reading()
 
     def _left(self) -> None:
         if self.transport is not None:
@@ -252,23 +290,29 @@ class Exchange(asyncio.Protocol):
             self._parser = None
             self._server.exchanges -= 1
 
-    def _await_request(self, seconds: float) -> None:
+    def _expect(self, seconds: float) -> None:
+        """What comes next must have come in `seconds`."""
         now = self._server.wheel.now
-        if self._deadline <= now:
-            self._server.wheel.add(self, seconds)
         self._deadline = now + seconds
+        if not self._due or self._deadline < self._due:
+            self._due = self._deadline
+            self._server.wheel.add(self, seconds)
 
     def on_timer(self, now: float) -> float | None:
-        parser = self._parser
-        if self.transport is None or parser is None:
-            return None
+        if self.transport is None or now < self._due:
+            return None  # gone, upgraded, or an entry of an earlier deadline took over
+        self._due = 0.0
         if self._busy:
-            return self._server.config.limits.handshake_seconds
-        if now < self._deadline:
-            return self._deadline - now
-        if parser.started:
-            self._finish(http_refusal(errors.REQUEST_TIMEOUT))
+            self._expect(self._server.config.limits.handshake_seconds)
+        elif now < self._deadline:
+            self._expect(self._deadline - now)
+        elif self._parser is None or self.transport.get_write_buffer_size():
+            self.transport.abort()  # it takes neither our answer nor our end
+        elif self._parser.started:
+            self._reject(errors.REQUEST_TIMEOUT)
         else:
+            if not self._started:
+                self._server.limited("handshake_seconds")  # not a word since it connected
             self.transport.close()
         return None
 
@@ -277,7 +321,7 @@ class Exchange(asyncio.Protocol):
         if parser is None or transport is None:
             return
         if not parser.started:
-            self._await_request(self._server.config.limits.handshake_seconds)
+            self._expect(self._server.config.limits.handshake_seconds)
         outcome = parser.feed(data)
         if outcome is None:
             if parser.interim:
@@ -285,36 +329,50 @@ class Exchange(asyncio.Protocol):
             return
         self._started = perf_counter_ns()
         if isinstance(outcome, Refusal):
-            self._server.count("other", "unmatched", outcome.status, 0)
-            self._finish(http_refusal(outcome))
+            self._reject(outcome)
         elif self._server.upgrades(outcome):
             self._upgrade(outcome)
         else:
             self._serve(outcome)
 
-    def _finish(self, output: bytes) -> None:
+    def _reject(self, refusal: Refusal) -> None:
+        """Refuse what is no whole request."""
+        self._server.count("other", "unmatched", refusal.status, 0)
+        if refusal in LIMITS:
+            self._server.limited(LIMITS[refusal])
+        self._leave(refusal)
+
+    def _leave(self, refusal: Refusal) -> None:
+        """A refusal after which the connection ends.
+
+        More of what was refused may be on its way. To close with it unread is a reset, which takes the answer away
+        from a client that has not read it yet (RFC 9112 section 9.6): read on until it has seen our end.
+        """
         if self.transport is not None:
-            self.transport.write(output)
-            self.transport.close()
+            answer = refuse(refusal)
+            self.transport.write(http.response(answer.status, answer.body, headers=answer.headers, keep_alive=False))
+            self.transport.write_eof()
             self._parser = None
+            self._busy = False
+            self._expect(CLOSE_SECONDS)
+            if not self._stalled:
+                self.transport.resume_reading()
 
     # The opening handshake
 
     def _upgrade(self, request: Request) -> None:
         accept = http.check_upgrade(request)
         if isinstance(accept, Refusal):
-            self._send(request, "/ws", refuse(accept))
+            self._send(request, "/ws", refuse(accept, "GET"))
             return
         self._busy = True
-        if self.transport is not None:
-            self.transport.pause_reading()
 
         def settle(outcome: Connection | Refusal, subprotocol: str) -> None:
             transport, parser = self.transport, self._parser
             if transport is None or parser is None:
                 return
             if isinstance(outcome, Refusal):
-                self._finish(http_refusal(outcome))
+                self._leave(outcome)
                 return
             rest = parser.rest
             self._left()
@@ -331,8 +389,6 @@ class Exchange(asyncio.Protocol):
             self._send(request, path, answer)
             return
         self._busy = True
-        if self.transport is not None:
-            self.transport.pause_reading()
         self._task = asyncio.ensure_future(self._await_answer(request, path, answer))
 
     async def _await_answer(self, request: Request, path: str, answer: Awaitable[Response]) -> None:
@@ -348,29 +404,32 @@ class Exchange(asyncio.Protocol):
         """Answer, then go on with what has come meanwhile."""
         transport, parser = self.transport, self._parser
         server = self._server
-        if path != "/ws":
-            server.count(request.method, path, answer.status, perf_counter_ns() - self._started)
+        server.count(request.method, path, answer.status, perf_counter_ns() - self._started)
         if transport is None or parser is None:
             return
         keep_alive = request.keep_alive and not server.gateway.draining
         output = http.response(
             answer.status, answer.body, answer.content_type, answer.headers, keep_alive, request.method == "HEAD"
         )
+        self._busy = False
+        self._expect(KEEP_ALIVE_SECONDS)
         transport.write(output)
         if not keep_alive:
-            transport.close()
             self._parser = None
+            transport.close()
+        elif parser.rest:
+            # In its turn, not deeper in the stack; meanwhile nothing newer may overtake it.
+            transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._go_on)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Read the next request, which may have come already, unless the client has yet to take an answer."""
+        transport, parser = self.transport, self._parser
+        if transport is None or parser is None or self._busy or self._stalled:
             return
-        self._await_request(KEEP_ALIVE_SECONDS)
-        if self._busy:
-            self._busy = False
-            transport.resume_reading()
-        if parser.rest:
-            asyncio.get_running_loop().call_soon(self.data_received, parser.rest)
-            parser.rest = b""
-
-
-def http_refusal(refusal: Refusal) -> bytes:
-    """A refusal after which the connection ends."""
-    answer = refuse(refusal)
-    return http.response(answer.status, answer.body, headers=answer.headers, keep_alive=False)
+        transport.resume_reading()
+        rest, parser.rest = parser.rest, b""
+        if rest:
+            self.data_received(rest)

@@ -185,7 +185,9 @@ class Presence:
         arguments = (self._node, self._worker, connected, self._ttl, head, now)
         if identity.jti:
             self._store.submit("exists", resp.pack("EXISTS", f"revoked_token:{identity.jti}"), on_jti)
-        if not self._store.eval("claim", keys, arguments, on_claim):
+        if self._store.eval("claim", keys, arguments, on_claim):
+            self._list(identity.organization_id, identity.id, now)
+        else:
             done(self._unchecked(connected, now))
 
     def check_user(self, identity: Identity, done: Callable[[Claim | Refusal], None]) -> None:
@@ -218,14 +220,15 @@ class Presence:
             self._confirm_later(device)
             return
         self._supersede(device, claim.owner)
-        self._list(device, claim.connected // 1000)
+        device.listed = claim.connected // 1000
 
     def disconnected(self, device: Device) -> None:
         """Its connection is gone and no newer one took its place: offline, if that lasts."""
         if self._state.devices.get(device.id) is not device:
             return
         if device.owned and self._store.up:
-            self._list(device, time.time_ns() // 1_000_000)
+            device.listed = time.time_ns() // 1_000_000
+            self._list(device.organization_id, device.id, device.listed)
         self._wheel.add(Absence(self, device), self._absent_after)
 
     def offline(self, device: Device) -> bool:
@@ -300,7 +303,8 @@ class Presence:
             if now - device.owner_checked >= self._check_every_ms:
                 self._check_owner(device, now)
             if now - device.listed >= LISTED_EVERY_MS:
-                self._list(device, now)
+                device.listed = now
+                self._list(device.organization_id, device.id, now)
 
     def _check_owner(self, device: Device, now: int) -> None:
         """Renew the owner key and see whether it is still ours: a doorbell may have been lost."""
@@ -317,10 +321,9 @@ class Presence:
         owner = _key(device.id.encode(), b"owner")
         self._store.submit("getex", resp.pack(b"GETEX", owner, b"EX", self._ttl), on_owner)
 
-    def _list(self, device: Device, now: int) -> None:
-        device.listed = now
-        key = f"vz:{{o:{device.organization_id}}}:devices"
-        self._store.submit("zadd", resp.pack(b"ZADD", key, now, device.id), None)
+    def _list(self, organization_id: str, device_id: str, now: int) -> None:
+        key = f"vz:{{o:{organization_id}}}:devices"
+        self._store.submit("zadd", resp.pack(b"ZADD", key, now, device_id), None)
 
     def _describe(self, device: Device) -> bytes:
         """The value of the status key: who has the device, then what it last said of itself, then since when."""
