@@ -1,6 +1,7 @@
 """A worker process from the supervisor's side: real forks, the test listens."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.service import PATIENCE
+from tests.service import PATIENCE, alive
 from vizora_rt import config
 from vizora_rt.config import Config, Redis
 from vizora_rt.net import channel
@@ -134,3 +135,18 @@ async def test_a_machine_without_room_for_it_says_so(ear: Ear, monkeypatch: pyte
         await made.start(listening)
     assert (made.pid, made.ending) == (0, "not started")
     made.kill()
+
+
+async def test_one_that_cannot_be_watched_is_not_left_running(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    forked: list[int] = []
+
+    def refuse(pid: int) -> int:
+        forked.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    made = Process(0, 1, dict(BOOT), ear)
+    with socket.create_server(("127.0.0.1", 0)) as listening, pytest.raises(OSError, match="Too many open files"):
+        await made.start(listening)
+    assert made.pid == 0
+    assert not alive(forked[0])

@@ -133,13 +133,18 @@ class TestWorkers:
             assert other in service.workers()
             assert service.metric('vizora_realtime_worker_restarts_total{reason="hung"}') == 1
 
-    def test_a_supervisor_that_was_stopped_does_not_blame_its_workers(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("all_of_it", [False, True])
+    def test_a_supervisor_that_was_stopped_does_not_blame_its_workers(self, tmp_path: Path, all_of_it: bool) -> None:
+        """A paused container or virtual machine goes on as if nothing had been."""
         with serving(tmp_path, {"VIZORA_SERVER__HANG_SECONDS": "1"}) as service:
             before = service.workers()
-            service.signal(signal.SIGSTOP)
+            stopped = [service.pid, *before] if all_of_it else [service.pid]
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
             # Longer than `hang_seconds`: time itself is what has to pass.
             time.sleep(1.5)
-            service.signal(signal.SIGCONT)
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
             assert service.workers() == before
             assert service.stop() == 0
             assert not any(record["event"] == "worker hangs" for record in service.records)

@@ -99,10 +99,11 @@ class Process:
         with far:
             try:
                 self._popen = self._fork(far.fileno(), listening.fileno())
+                self._pidfd = os.pidfd_open(self._popen.pid)
             except OSError:
                 near.close()
+                self._unfork()
                 raise
-        self._pidfd = os.pidfd_open(self._popen.pid)
         self._loop.add_reader(self._pidfd, self._on_exit)
         self._channel = await channel.connect(near, self._on_message, self._on_eof)
 
@@ -113,6 +114,13 @@ class Process:
             pass_fds=(channel_fd, listening_fd),
             process_group=0,
         )
+
+    def _unfork(self) -> None:
+        """Without a descriptor to watch it by, a process is none of ours."""
+        if self._popen is not None:
+            self._popen.kill()
+            self._popen.wait()
+            self._popen = None
 
     def send(self, message: Message, raw: bytes = b"") -> None:
         if self._channel is not None:

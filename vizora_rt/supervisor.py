@@ -285,8 +285,14 @@ class Supervisor:
                 await asyncio.to_thread(link.probe, new.redis.url, new.redis.connect_timeout_seconds)
         except StartupError as error:
             log.error("reload refused", error=str(error))
-            self._notifier.send("READY=1")
+        except Exception as error:
+            log.exception("reload failed", error)
+        else:
+            await self._take(new, kept)
             return
+        self._notifier.send("READY=1")
+
+    async def _take(self, new: Config, kept: list[str]) -> None:
         if kept:
             log.warning("reload leaves keys that need a restart", keys=kept)
         if not self._rolling:
@@ -334,7 +340,7 @@ class Supervisor:
         slept = max(0.0, now - self._ticked - TICK)
         self._ticked = now
         for process in tuple(self._processes):
-            process.beat += slept
+            process.beat = min(now, process.beat + slept)
             self._check(process, now)
         self._feed(now)
         if now - self._expired > EXPIRE_SECONDS:
