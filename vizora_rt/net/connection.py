@@ -39,6 +39,8 @@ class Terms:
         "bytes_in",
         "bytes_out",
         "message_bytes",
+        "over_unsent",
+        "over_unsent_for",
         "ping_after",
         "ping_timeout",
         "stalled",
@@ -51,6 +53,8 @@ class Terms:
         self.wheel = wheel
         self.bytes_in = bytes_in
         self.bytes_out = bytes_out
+        self.over_unsent, self.over_unsent_for = Cell(), Cell()
+        """How often each limit was met; a gateway puts its metric children here."""
         self.stalled: set[Connection] = set()
         self.message_bytes = config.limits.message_bytes
         self.ping_after = config.presence.ping_after_seconds
@@ -66,9 +70,11 @@ class Connection(asyncio.Protocol):
         "_app",
         "_corked",
         "_early",
+        "_ending",
         "_pinged",
         "_stalled",
         "_terms",
+        "_watched",
         "address",
         "device",
         "identity",
@@ -88,10 +94,12 @@ class Connection(asyncio.Protocol):
         self.session = Session(terms.message_bytes)
         self.transport: asyncio.Transport | None = None
         self.last_seen = terms.wheel.now
-        self._pinged = False
+        self._pinged = 0.0
         self._corked = False
+        self._ending = False
         self._early = b""
         self._stalled = 0.0
+        self._watched = False
 
     def attach(self, transport: asyncio.Transport, handshake: bytes, early: bytes = b"") -> None:
         """Take over `transport`, which is not reading; `early` came behind the request.
@@ -162,16 +170,27 @@ class Connection(asyncio.Protocol):
         if output:
             self._terms.bytes_out.value += len(output)
             transport.write(output)
-            if self._stalled and transport.get_write_buffer_size() > self._terms.unsent:
-                self._cut_slow()
-                return
-        if session.ended:
-            transport.close()
-            self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
+            over = self._stalled and transport.get_write_buffer_size() > self._terms.unsent
+            if over and session.state == OPEN:
+                self._give_up(self._terms.over_unsent)
+        if session.ended and not self._ending:
+            self._end(transport)
 
-    def _cut_slow(self) -> None:
-        self.session.close(SLOW_CONSUMER)
-        self.abort()
+    def _end(self, transport: asyncio.Transport) -> None:
+        """The server closes TCP first (RFC 6455 section 7.1.1)."""
+        self._ending = True
+        self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
+        if self.session.close_received is None:
+            # More of what was refused is on its way. To close with it unread is a reset, which takes the close frame
+            # away from a client that has not read it yet: read on until it has seen ours.
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _give_up(self, limit: Cell) -> None:
+        """The close frame stands behind all that waits: who wakes up in time learns why."""
+        limit.value += 1
+        self.close(SLOW_CONSUMER)
 
     def pause_writing(self) -> None:
         # What a client does not read it may not ask for either: no reading, so no replies, until it has caught up.
@@ -179,7 +198,9 @@ class Connection(asyncio.Protocol):
         self._terms.stalled.add(self)
         if self.transport is not None:
             self.transport.pause_reading()
-        self._terms.wheel.add(_Stall(self, self._stalled), self._terms.unsent_for)
+        if not self._watched:
+            self._watched = True
+            self._terms.wheel.add(_Stall(self), self._terms.unsent_for)
 
     def resume_writing(self) -> None:
         self._stalled = 0.0
@@ -201,15 +222,14 @@ class Connection(asyncio.Protocol):
         if self._stalled:
             return terms.ping_after
         if silence < terms.ping_after:
-            self._pinged = False
             return terms.ping_after - silence
-        if not self._pinged:
-            self._pinged = True
+        if self._pinged <= self.last_seen:
+            self._pinged = now
             self.session.ping()
             self.flush()
             return terms.ping_timeout
-        if silence < terms.ping_after + terms.ping_timeout:
-            return terms.ping_after + terms.ping_timeout - silence
+        if now - self._pinged < terms.ping_timeout:
+            return terms.ping_timeout - (now - self._pinged)
         self.close(SILENT)
         return None
 
@@ -228,15 +248,20 @@ class _Deadline:
 
 
 class _Stall:
-    """The end of patience with a client that does not read. An entry of the timer wheel."""
+    """The end of patience with a client that does not read. An entry of the wheel, one however often it stalls."""
 
-    __slots__ = ("connection", "since")
+    __slots__ = ("connection",)
 
-    def __init__(self, connection: Connection, since: float) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.since = since
 
     def on_timer(self, now: float) -> float | None:
-        if self.connection._stalled == self.since:
-            self.connection._cut_slow()
+        connection = self.connection
+        terms, since = connection._terms, connection._stalled
+        if not since or connection.session.state != OPEN:
+            connection._watched = False
+            return None
+        if now - since < terms.unsent_for:
+            return terms.unsent_for - (now - since)
+        connection._give_up(terms.over_unsent_for)
         return None

@@ -73,6 +73,7 @@ class Dispatcher:
         self._events = {name: Counted(metrics, name, event) for name, event in handlers.table.items()}
         self._unknown = Counted(metrics, "unknown", None)
         self._error = Counted(metrics, "error", None)
+        self._ack = Counted(metrics, "ack", None)
         self._rate = Rate(config.limits.messages_per_minute, 2 * config.limits.messages_per_minute)
         self._patience = config.limits.refusals_in_a_row
 
@@ -90,7 +91,7 @@ class Dispatcher:
         counted = self._events.get(name)
         device = connection.device
         if counted is None or counted.event is None or device is None:
-            self._refuse(connection, self._unknown, errors.UNKNOWN_EVENT, name, ack_id, started)
+            self._misplaced(connection, counted, name, ack_id, started)
             return
         rate = self._rate
         if rate.interval:
@@ -127,6 +128,21 @@ class Dispatcher:
             connection.session.send(messages.encode_success(ack_id, reply, clock.iso))
         counted.ok.value += 1
         counted.timer.observe(perf_counter_ns() - started)
+
+    def _misplaced(
+        self, connection: Connection, counted: Counted | None, name: str, ack_id: int | None, started: int
+    ) -> None:
+        """What no handler takes from this client."""
+        if name == "ack":
+            # Nothing waits for it (any more). An ack is never answered, or two peers would go on for ever.
+            self._ack.ok.value += 1
+            self._ack.timer.observe(perf_counter_ns() - started)
+        elif counted is None:
+            self._refuse(connection, self._unknown, errors.UNKNOWN_EVENT, name, ack_id, started)
+        else:
+            if name == "heartbeat":
+                self._metrics.counter("heartbeat_errors_total", "not_allowed").value += 1
+            self._refuse(connection, counted, errors.NOT_ALLOWED, name, ack_id, started)
 
     def _write(self, connection: Connection, counted: Counted, write: Write, ack_id: int | None, started: int) -> None:
         """Nothing is acked before it is safe: the answer waits for the store's."""

@@ -57,6 +57,9 @@ class Gateway:
         self.message = self._dispatcher.message
         bytes_in, bytes_out = (metrics.counter("ws_bytes_total", direction) for direction in ("in", "out"))
         self._terms = Terms(config, wheel, bytes_in, bytes_out)
+        self._terms.over_unsent = metrics.counter("limits_exceeded_total", "unsent_bytes")
+        self._terms.over_unsent_for = metrics.counter("limits_exceeded_total", "unsent_seconds")
+        self._over_message = metrics.counter("limits_exceeded_total", "message_bytes")
         self._connections: set[Connection] = set()
         self._handshake_timer = metrics.timer("ws_handshake_duration_seconds")
         self._empty = asyncio.Event()
@@ -95,6 +98,8 @@ class Gateway:
             connection.device = device
             self._presence.connected(device, claim)
             connection.send("config", self._welcome(claim))
+        if self.draining:
+            self._dismiss(connection)  # admitted while Redis was asked
         if connection.transport is None:
             self.closed(connection)  # it left while Redis was asked
         else:
@@ -131,6 +136,7 @@ class Gateway:
         self._metrics.organization("ws_connections_total", identity.organization_id, "disconnected").value += 1
         if cause is not None:
             self._metrics.counter("ws_disconnects_total", cause.name).value += 1
+            self._over_message.value += cause is errors.TOO_BIG
         device, connection.device = connection.device, None
         if device is not None and self.state.disconnect(device, connection, cause.name if cause else "client"):
             self._presence.disconnected(device)
@@ -146,8 +152,7 @@ class Gateway:
         pause = seconds / 2 / len(turns) if len(turns) > 1 else 0.0
         for turn in turns:
             for connection in leaving[turn : turn + GOODBYES_A_TURN]:
-                connection.send("server:shutdown", b'{"reconnect":true,"retryAfterMs":%d}' % (RETRY_AFTER * 200))
-                connection.close(errors.RESTARTING)
+                self._dismiss(connection)
             await asyncio.sleep(pause)
         try:
             async with asyncio.timeout(max(0.0, started + seconds - self._loop.time())):
@@ -156,6 +161,10 @@ class Gateway:
             pass
         for connection in list(self._connections):
             connection.abort()
+
+    def _dismiss(self, connection: Connection) -> None:
+        connection.send("server:shutdown", b'{"reconnect":true,"retryAfterMs":%d}' % (RETRY_AFTER * 200))
+        connection.close(errors.RESTARTING)
 
     # Doorbells and figures
 
