@@ -1,4 +1,4 @@
-"""The load generator as a process, against a server that acks heartbeats and was not written by us."""
+"""The load generator as a process, against a server that was not written by us, and against the service."""
 
 import asyncio
 import contextlib
@@ -21,6 +21,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from bench import engine, load, report, server, tokens
+from tests.service import Service
 from vizora_rt.net.dial import parse_url
 from vizora_rt.wire.frames import TEXT, parse_frame
 from vizora_rt.wire.messages import Heartbeat, decode, validate
@@ -134,6 +135,14 @@ class TestLoad:
         assert result["server"]["user"] + result["server"]["system"] > 0
         assert result["server"]["resident"] > 2**20
         assert result["generator"]["lateness"] is None
+
+    def test_the_service(self, tmp_path: Path) -> None:
+        env = {"DEVICE_JWT_SECRET": SECRET, "VIZORA_LIMITS__MESSAGES_PER_MINUTE": "0"}
+        with Service(tmp_path, env, workers=1) as service:
+            service.start()
+            result = figures(bench("--url", f"ws://127.0.0.1:{service.port}/ws", "--json", "--inflight", "4"))
+        assert (result["connects"]["opened"], result["messages"]["lost"]) == (20, 0)
+        assert result["server"]["processes"] == 2
 
     def test_open_loop_sends_what_was_asked_for(self) -> None:
         with server_thread(acking()) as url:
