@@ -40,7 +40,7 @@ def test_refusal(refusal: Refusal) -> None:
     assert 400 <= refusal.status <= 599
     assert refusal.report is (refusal.status == 500)
     if refusal.retryable:
-        assert refusal.status in (408, 429, 500, 503)
+        assert refusal.status in (408, 409, 429, 500, 503)
     if refusal is not errors.DEVICE_REVOKED:
         assert not any(word in refusal.message.lower() for word in FEARED)
 

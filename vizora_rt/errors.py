@@ -89,6 +89,14 @@ HANDSHAKE_REFUSALS = (
     STORE_UNAVAILABLE,
 )
 
+# The control API.
+API_KEY_INVALID = Refusal("API_KEY_INVALID", "x-internal-api-key is missing or wrong", 401)
+INVALID_BODY = Refusal("INVALID_BODY", "invalid body", 400)
+KEY_REUSED = Refusal("IDEMPOTENCY_KEY_REUSED", "this Idempotency-Key came with another request", 409)
+IN_PROGRESS = Refusal("IN_PROGRESS", "the request with this Idempotency-Key is still under way", 409, retryable=True)
+COMMAND_EXISTS = Refusal("COMMAND_EXISTS", "there is another command with this commandId", 409)
+LEDGER_FULL = Refusal("LEDGER_FULL", "too many commands wait for this device", 429, retryable=True)
+
 # HTTP requests that are not even well-formed, or that no route takes.
 BAD_REQUEST = Refusal("BAD_REQUEST", "bad request", 400)
 FORBIDDEN = Refusal("FORBIDDEN", "forbidden", 403)
@@ -106,6 +114,7 @@ HTTP_VERSION = Refusal("HTTP_VERSION", "HTTP version not supported", 505)
 BAD_MESSAGE = Refusal("BAD_MESSAGE", "not a JSON message", 400)
 UNKNOWN_EVENT = Refusal("UNKNOWN_EVENT", "unknown event", 400)
 INVALID_PAYLOAD = Refusal("INVALID_PAYLOAD", "invalid payload", 400)
+STORE_FULL = Refusal("STORE_FULL", "store_full", 503, retryable=True)
 NOT_ALLOWED = Refusal("NOT_ALLOWED", "not for this kind of client", 403)
 
 

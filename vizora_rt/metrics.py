@@ -104,13 +104,16 @@ STATUSES = tuple(map(str, (
 
 OPERATION = Label("operation", (
     "get", "set", "getex", "exists", "zadd", "expire", "eval_claim", "eval_release", "eval_offline", "eval_confirm",
-    "eval_play", "eval_ledger", "publish", "subscribe", "xadd", "script", "ping", "info", "hello", OTHER,
+    "eval_renew", "eval_look", "eval_settle", "eval_enqueue", "eval_replace", "eval_current", "eval_states",
+    "eval_idempotency", "eval_screenshot", "eval_play", "eval_content_error",
+    "eval_event", "eval_backlog", "publish", "subscribe", "xadd", "script", "ping",
+    "info", "hello", OTHER,
 ), OTHER)
 
 LIMITS = (
     *config.Limits.__struct_fields__,
     "max_device_series", "max_organization_series", "pending_commands", "pending_bytes", "accept_budget",
-    "plays_boots", "plays_holes", "plays_entries",
+    "commands_waiting", "plays_boots", "plays_holes", "plays_entries",
 )
 """The keys of [limits], then limits that are keys of other sections or constants."""
 

@@ -30,6 +30,8 @@ class Device:
 
     `epoch` fences writers in Redis, 0 before the store gave one. Nothing is written while the device is not `owned`:
     after Redis was away another worker may have it. `connected` is in microseconds, to tell two newcomers apart.
+    `missing` counts the plays that it numbered and that had not come when it last sent one.
+    `playlist_version` is that of the stored playlist, as far as this worker knows.
     """
 
     __slots__ = (
@@ -43,12 +45,16 @@ class Device:
         "id",
         "last_heartbeat",
         "listed",
+        "missing",
         "organization_id",
         "owned",
         "owner_checked",
         "peer",
+        "playlist_version",
         "reason",
+        "reconciled",
         "reported",
+        "screenshot_until",
         "since",
         "status",
     )
@@ -72,12 +78,16 @@ class Device:
         self.heartbeats_ok = 0
         self.heartbeats_failed = 0
         self.reported = False
+        self.missing = 0
+        self.playlist_version: str | None = None
+        self.reconciled = 0
+        self.screenshot_until = 0
 
 
 class State:
     """All that this worker holds. One entry per device: connected, or gone so lately that it may come back."""
 
-    __slots__ = ("_on_dirty", "dashboards", "devices", "dirty", "screens", "unreported")
+    __slots__ = ("_on_dirty", "dashboards", "devices", "dirty", "screens", "suspended", "unreported")
 
     def __init__(self, on_dirty: Callable[[], None]) -> None:
         self._on_dirty = on_dirty
@@ -85,6 +95,7 @@ class State:
         self.screens: dict[str, set[Peer]] = {}
         self.dashboards: dict[str, set[Peer]] = {}
         self.dirty: list[Device] = []
+        self.suspended: set[str] = set()
         self.unreported: dict[Device, None] = {}
 
     def connect(self, identity: Identity, peer: Peer, epoch: int, since: int, connected: int) -> Device:

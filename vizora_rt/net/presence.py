@@ -42,7 +42,8 @@ end
 
 CLAIM = (
     """
--- KEYS owner status revoked; ARGV node worker connected ttl head now -> {epoch, since, previous} or {0}
+-- KEYS owner status revoked ledger playlist; ARGV node worker connected ttl head now
+-- -> {epoch, since, previous, commands that wait, {does the playlist wait, its version}} or {0}
 if redis.call('EXISTS', KEYS[3]) == 1 then return {0} end
 """
     + OWN
@@ -53,9 +54,18 @@ if old and (string.find(old, '"status":"online"', 1, true) or string.find(old, '
   since = string.match(old, '"since":(%d+)') or since
 end
 redis.call('SET', KEYS[2], ARGV[5] .. '"since":' .. since .. ',"epoch":' .. fresh .. '}', 'EX', ARGV[4])
-return {tonumber(fresh), tonumber(since), previous or ''}
+local waiting, playlist = redis.call('LLEN', KEYS[4]), redis.call('HMGET', KEYS[5], 'waiting', 'version')
+return {tonumber(fresh), tonumber(since), previous or '', waiting, playlist}
 """
 )
+
+RENEW = """
+-- KEYS owner ledger playlist revoked; ARGV ttl -> {owner or nil, commands, {playlist waits, version}, revoked}
+local owner = redis.call('GET', KEYS[1])
+if owner then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
+return {owner, redis.call('LLEN', KEYS[2]), redis.call('HMGET', KEYS[3], 'waiting', 'version'),
+  redis.call('EXISTS', KEYS[4])}
+"""
 
 CONFIRM = (
     """
@@ -91,15 +101,28 @@ return 1
 
 
 class Claim:
-    """What a claim gave: `epoch` 0 when the store could not be asked; `owner` is the owner key before, or empty."""
+    """What a claim gave: `epoch` 0 when the store could not be asked; `owner` is the owner key before, or empty.
 
-    __slots__ = ("connected", "epoch", "owner", "since")
+    `waiting` says whether anything waits in the ledger, `version` is that of the stored playlist.
+    """
 
-    def __init__(self, epoch: int, since: int, owner: bytes, connected: int) -> None:
+    __slots__ = ("connected", "epoch", "owner", "since", "version", "waiting")
+
+    def __init__(
+        self,
+        epoch: int,
+        since: int,
+        owner: bytes,
+        connected: int,
+        waiting: bool = False,
+        version: str | None = None,
+    ) -> None:
         self.epoch = epoch
         self.since = since
         self.owner = owner
         self.connected = connected
+        self.waiting = waiting
+        self.version = version
 
 
 class Absence:
@@ -151,7 +174,11 @@ class Presence:
         self._confirming = False
         self._places: dict[str, bytes] = {}
         self._loop = asyncio.get_running_loop()
-        for name, source in (("claim", CLAIM), ("confirm", CONFIRM), ("offline", OFFLINE), ("release", RELEASE)):
+        self.on_renewed: Callable[[Device, bool, str | None, bool], None] = lambda *_: None
+        """Told when the owner key was renewed: whether anything waits, the playlist's version, is the device revoked.
+        """
+        scripts = {"claim": CLAIM, "confirm": CONFIRM, "offline": OFFLINE, "release": RELEASE, "renew": RENEW}
+        for name, source in scripts.items():
             store.script(name, source)
         store.on_up.append(self._on_up)
         store.on_down.append(self._on_down)
@@ -178,10 +205,10 @@ class Presence:
                 self._store.eval("release", (keys[0],), (reply[0], reply[2], self._ttl))
                 done(DEVICE_REVOKED)
             else:
-                done(Claim(reply[0], reply[1], reply[2], connected))
+                done(Claim(reply[0], reply[1], reply[2], connected, *_waits(reply[3], reply[4])))
 
         head = b'{"status":"online","reason":"connected",' + self._place(identity.organization_id)
-        keys = (_key(device_id, b"owner"), _key(device_id, b"status"), _key(device_id, b"revoked"))
+        keys = tuple(_key(device_id, name) for name in (b"owner", b"status", b"revoked", b"ledger", b"playlist"))
         arguments = (self._node, self._worker, connected, self._ttl, head, now)
         if identity.jti:
             self._store.submit("exists", resp.pack("EXISTS", f"revoked_token:{identity.jti}"), on_jti)
@@ -307,19 +334,25 @@ class Presence:
                 self._list(device.organization_id, device.id, now)
 
     def _check_owner(self, device: Device, now: int) -> None:
-        """Renew the owner key and see whether it is still ours: a doorbell may have been lost."""
+        """Renew the owner key, see whether it is still ours and whether anything waits: a doorbell may be lost."""
         device.owner_checked = now
         epoch = device.epoch
 
         def on_owner(reply: object) -> None:
-            if reply is None:
+            if not isinstance(reply, list) or device.epoch != epoch:
+                return
+            owner, commands, playlist, revoked = reply
+            if owner is None:
                 device.owned = False
                 self._confirm_later(device)
-            elif isinstance(reply, bytes) and int(reply.partition(b" ")[0]) > epoch == device.epoch:
+            elif int(owner.partition(b" ")[0]) > epoch:
                 self._lose(device)
+            else:
+                self.on_renewed(device, *_waits(commands, playlist), revoked == 1)
 
-        owner = _key(device.id.encode(), b"owner")
-        self._store.submit("getex", resp.pack(b"GETEX", owner, b"EX", self._ttl), on_owner)
+        device_id = device.id.encode()
+        keys = tuple(_key(device_id, name) for name in (b"owner", b"ledger", b"playlist", b"revoked"))
+        self._store.eval("renew", keys, (self._ttl,), on_owner)
 
     def _list(self, organization_id: str, device_id: str, now: int) -> None:
         key = f"vz:{{o:{organization_id}}}:devices"
@@ -406,6 +439,12 @@ class Presence:
         keys = (_key(device_id, b"owner"), _key(device_id, b"revoked"))
         arguments = (self._node, self._worker, connected, self._ttl, device.epoch)
         return self._store.eval("confirm", keys, arguments, on_confirm)
+
+
+def _waits(commands: int, playlist: list[bytes | None]) -> tuple[bool, str | None]:
+    """Whether anything waits in the ledger, and the version of the stored playlist."""
+    waits, version = playlist
+    return commands > 0 or waits == b"1", version.decode() if version is not None else None
 
 
 def _members(json: bytes) -> bytes:

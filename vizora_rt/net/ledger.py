@@ -1,0 +1,242 @@
+"""The ledger in Redis: its scripts and their keys. What waits for a device, the states of a command, and events.
+
+`vz:{d:<device>}:ledger` is a list of lines, oldest first; `:playlist` is a hash with the current playlist and whether
+it still waits. Nothing is taken off before it is acked or expired. The record of a command, `vz:{c:<commandId>}`, has
+a field `d:<device>` with its state there; states only go forward, whatever worker writes them late.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from vizora_rt.app.commands import KEPT_AFTER, MAX_WAITING, PLAYLIST, Entry, key, parse_line
+from vizora_rt.net.store import Store
+from vizora_rt.wire import messages, resp
+
+EVENTS: Final = b"vz:events"
+EVENTS_KEPT: Final = 100_000
+"""Entries, about 30 MB: a day of a fleet of 10,000 with ten events a screen."""
+
+NEXT = """
+local function following(now)
+  local expired, head = {}, false
+  while true do
+    local line = redis.call('LINDEX', KEYS[1], 0)
+    if not line then break end
+    if tonumber(string.match(line, '^%S+ (%d+)')) > now then head = line break end
+    redis.call('LPOP', KEYS[1])
+    expired[#expired + 1] = string.match(line, '^%S+ %S+ %S+ %S+ %S+ %S+')
+  end
+  local playlist = redis.call('HMGET', KEYS[2], 'version', 'waiting')
+  if playlist[2] == '1' then
+    head = false
+    playlist = redis.call('HMGET', KEYS[2], 'version', 'waiting', 'id', 'created', 'asker', 'body')
+  end
+  return expired, playlist, head
+end
+"""
+
+LOOK = (
+    """
+-- KEYS ledger playlist; ARGV now -> {expired lines, playlist, next line}
+"""
+    + NEXT
+    + """
+return {following(tonumber(ARGV[1]))}
+"""
+)
+
+SETTLE = (
+    """
+-- KEYS ledger playlist; ARGV now type id: take off what was acked -> as LOOK
+"""
+    + NEXT
+    + """
+if ARGV[2] == 'playlist' then
+  if redis.call('HGET', KEYS[2], 'id') == ARGV[3] then redis.call('HSET', KEYS[2], 'waiting', 0) end
+else
+  local line = redis.call('LINDEX', KEYS[1], 0)
+  if line and string.match(line, '^(%S+)') == ARGV[3] then redis.call('LPOP', KEYS[1]) end
+end
+return {following(tonumber(ARGV[1]))}
+"""
+)
+
+OWNER = """
+local function owner(key, status)
+  local found = redis.call('GET', status)
+  local here = found and string.match(found, '^{"status":"(%a+)"')
+  return (here == 'online' or here == 'stale') and redis.call('GET', key)
+end
+"""
+
+ENQUEUE = (
+    """
+-- KEYS ledger owner status; ARGV line id expires most now known keep
+-- -> {1 queued, 0 there already, -1 full; owner or nil; expired lines}
+"""
+    + OWNER
+    + """
+local waiting, expired = redis.call('LLEN', KEYS[1]), {}
+if waiting >= tonumber(ARGV[4]) then
+  local kept = {}
+  for _, line in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+    if tonumber(string.match(line, '^%S+ (%d+)')) > tonumber(ARGV[5]) then
+      kept[#kept + 1] = line
+    else
+      expired[#expired + 1] = string.match(line, '^%S+ %S+ %S+ %S+ %S+ %S+')
+    end
+  end
+  if #expired == 0 then return {-1, owner(KEYS[2], KEYS[3]), expired} end
+  redis.call('DEL', KEYS[1])
+  if #kept > 0 then redis.call('RPUSH', KEYS[1], unpack(kept)) end
+  waiting = 0
+end
+if ARGV[6] == '1' then
+  for _, line in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+    if string.match(line, '^(%S+)') == ARGV[2] then return {0, owner(KEYS[2], KEYS[3]), expired} end
+  end
+end
+redis.call('RPUSH', KEYS[1], ARGV[1])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[7]) - tonumber(ARGV[5]) then
+  redis.call('PEXPIREAT', KEYS[1], ARGV[7])
+end
+return {1, owner(KEYS[2], KEYS[3]), expired}
+"""
+)
+
+REPLACE = (
+    """
+-- KEYS playlist owner status; ARGV id version source created asker body -> {1, owner or nil, {}}
+"""
+    + OWNER
+    + """
+redis.call('HSET', KEYS[1], 'id', ARGV[1], 'version', ARGV[2], 'source', ARGV[3], 'created', ARGV[4],
+  'asker', ARGV[5], 'body', ARGV[6], 'waiting', 1)
+return {1, owner(KEYS[2], KEYS[3]), {}}
+"""
+)
+
+CURRENT = """
+-- KEYS playlist -> {version, source, body}
+return redis.call('HMGET', KEYS[1], 'version', 'source', 'body')
+"""
+
+STATES = """
+-- KEYS command; ARGV expiry, then field value ...: without an expiry nothing is made anew
+if ARGV[1] == '0' and redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local rank = {queued = 1, sent = 2}
+local function place(value) return rank[string.match(value, '^%a+') or ''] or 3 end
+for i = 2, #ARGV, 2 do
+  local old = redis.call('HGET', KEYS[1], ARGV[i])
+  if not old or place(old) < place(ARGV[i + 1]) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
+if ARGV[1] ~= '0' then redis.call('PEXPIREAT', KEYS[1], ARGV[1]) end
+return 1
+"""
+
+SCRIPTS: Final = {
+    "look": LOOK,
+    "settle": SETTLE,
+    "enqueue": ENQUEUE,
+    "replace": REPLACE,
+    "current": CURRENT,
+    "states": STATES,
+}
+
+STATES_A_WRITE: Final = 500
+"""Devices in one script of a command's states: some 30 KB, half a millisecond of Redis' time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look found: entries that had expired, what is next, and the version of the current playlist."""
+
+    expired: list[Entry]
+    next: Entry | None
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an entry was put: `code` is 1, 0 when it stood there already, -1 when the ledger was full. `owner` is the
+    node and worker that have the device's connection, or None; `expired` had to make room."""
+
+    code: int
+    owner: tuple[str, int] | None
+    expired: list[Entry]
+
+
+class Ledger:
+    """The way to all of it. Calls return False when the store does not take them, and no callback follows then."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        for name, source in SCRIPTS.items():
+            store.script(name, source)
+
+    def look(self, device_id: str, now: int, done: Callable[[Found | None], None]) -> bool:
+        """What is next for a device. `done` gets None when the store did not answer."""
+        keys = (key(device_id, "ledger"), key(device_id, "playlist"))
+        return self._store.eval("look", keys, (now,), lambda reply: done(_found(reply)))
+
+    def settle(self, device_id: str, entry: Entry, now: int, done: Callable[[Found | None], None]) -> bool:
+        """Take off what the device acked, and look."""
+        keys = (key(device_id, "ledger"), key(device_id, "playlist"))
+        return self._store.eval("settle", keys, (now, entry.type, entry.id), lambda reply: done(_found(reply)))
+
+    def enqueue(
+        self, device_id: str, entry: Entry, line: bytes, known: bool, done: Callable[[Place | None], None]
+    ) -> bool:
+        """Put a command behind the others. `known`: its id is the caller's, and may stand there already."""
+        keys = (key(device_id, "ledger"), key(device_id, "owner"), key(device_id, "status"))
+        keep = entry.expires + KEPT_AFTER
+        arguments = (line, entry.id, entry.expires, MAX_WAITING, entry.created, int(known), keep)
+        return self._store.eval("enqueue", keys, arguments, lambda reply: done(_place(reply)))
+
+    def replace(
+        self, device_id: str, entry: Entry, version: str, source: str, done: Callable[[Place | None], None]
+    ) -> bool:
+        """Make a playlist the current one."""
+        keys = (key(device_id, "playlist"), key(device_id, "owner"), key(device_id, "status"))
+        arguments = (entry.id, version, source, entry.created, entry.asker, entry.body)
+        return self._store.eval("replace", keys, arguments, lambda reply: done(_place(reply)))
+
+    def states(self, command_id: str, fields: Iterable[tuple[str, str]], expiry: int = 0) -> bool:
+        """Write fields of a command's record; with `expiry` (ms since the epoch) the record is made."""
+        flat = [text for field in fields for text in field]
+        taken = True
+        for start in range(0, len(flat), 2 * STATES_A_WRITE):
+            part = flat[start : start + 2 * STATES_A_WRITE]
+            taken = self._store.eval("states", (command_key(command_id),), (expiry, *part)) and taken
+        return taken
+
+    def event(self, kind: str, device_id: str, organization_id: str, now: int, detail: dict[str, object]) -> None:
+        """Tell backends, in the stream of events."""
+        fields = ("type", kind, "deviceId", device_id, "organizationId", organization_id, "at", now)
+        command = ("XADD", EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *fields, "json", messages.dumps(detail))
+        self._store.submit("xadd", resp.pack(*command))
+
+
+def command_key(command_id: str) -> str:
+    return f"vz:{{c:{command_id}}}"
+
+
+def _found(reply: object) -> Found | None:
+    if not isinstance(reply, list):
+        return None
+    expired, playlist, line = reply
+    version = playlist[0].decode() if playlist[0] is not None else None
+    entry = parse_line(line) if line else None
+    if len(playlist) > 2:
+        _, _, entry_id, created, asker, body = playlist
+        entry = Entry(entry_id.decode(), PLAYLIST, 0, int(created), asker.decode(), body)
+    return Found([parse_line(each) for each in expired], entry, version)
+
+
+def _place(reply: object) -> Place | None:
+    if not isinstance(reply, list):
+        return None
+    code, owner, expired = reply
+    parts = owner.decode().split(" ") if owner else []
+    return Place(code, (parts[1], int(parts[2])) if len(parts) == 4 else None, [parse_line(each) for each in expired])
