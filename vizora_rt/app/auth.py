@@ -25,7 +25,7 @@ SUBPROTOCOL = "vizora.v1"
 BEARER_SUBPROTOCOL = "bearer."
 
 _ID = re.compile(r"[^ {}]{1,128}")
-_COMPACT = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]+)", re.ASCII)  # RFC 7515 section 7.1
+_COMPACT = re.compile(r"([\w-]++)\.([\w-]++)\.([\w-]++)", re.ASCII)  # RFC 7515 section 7.1
 
 MAX_TOKEN = 8192
 """Characters of a token; a signed token of this platform has about 300."""
