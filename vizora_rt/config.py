@@ -68,6 +68,12 @@ class Presence(Struct, frozen=True, forbid_unknown_fields=True):
     write_within_ms: Positive = 100
 
 
+class Plays(Struct, frozen=True, forbid_unknown_fields=True):
+    partitions: Annotated[int, Meta(ge=1, le=1024)] = 16
+    max_entries: Annotated[int, Meta(ge=1000)] = 1_000_000
+    max_events: Annotated[int, Meta(ge=1000)] = 100_000
+
+
 class Redis(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
     pending_commands: Positive = 200_000
@@ -127,6 +133,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     player: Player = Player()
     presence: Presence = Presence()
+    plays: Plays = Plays()
     redis: Redis = Redis()
     auth: Auth = Auth()
     metrics: Metrics = Metrics()
@@ -150,7 +157,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         return self.limits.max_connections or descriptor_room()
 
 
-SECTIONS = ("server", "limits", "player", "presence", "redis", "auth", "metrics", "logging", "sentry")
+SECTIONS = ("server", "limits", "player", "presence", "plays", "redis", "auth", "metrics", "logging", "sentry")
 
 ALIASES = {
     "PORT": ("server", "port"),

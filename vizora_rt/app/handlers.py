@@ -29,7 +29,8 @@ class Outcome:
     """What a handler decided.
 
     `reply` is the `data` of the ack, JSON already; `degraded` the same with Redis away. With `write` all else comes
-    from what it makes of the store's reply. `counts` are counters of the organisation and how much each grew.
+    from what it makes of the store's reply, which may be another `write`. `counts` are counters of the organisation and
+    how much each grew; `tallies` are counters with closed labels: family, label values, growth.
     """
 
     reply: bytes = b"{}"
@@ -38,6 +39,7 @@ class Outcome:
     details: dict[str, str] = field(default_factory=dict)
     write: Write | None = None
     counts: tuple[tuple[str, int], ...] = ()
+    tallies: tuple[tuple[str, tuple[str, ...], int], ...] = ()
 
 
 Handler = Callable[[Device, Any, int], Outcome]

@@ -164,6 +164,11 @@ class Dispatcher:
         organization = connection.identity.organization_id
         for name, count in outcome.counts:
             self._metrics.organization(name, organization).value += count
+        for name, values, count in outcome.tallies:
+            self._metrics.counter(name, *values).value += count
+        if outcome.write is not None:
+            self._write(connection, counted, outcome.write, ack_id, started)
+            return
         if outcome.refusal is not None:
             self._decline(connection, counted, outcome, ack_id, started)
             return
