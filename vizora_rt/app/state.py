@@ -18,8 +18,14 @@ class Peer(Protocol):
 
     identity: Identity
 
-    def send(self, event: str, body: bytes) -> None:
-        """Queue an event; `body` is JSON."""
+    def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
+        """Queue an event; `body` is JSON. With `ack_id` the client is asked for an ack."""
+
+    def notice(self, frame: bytes) -> bool:
+        """Queue a frame encoded once for many; False when the client is behind, and it is dropped."""
+
+    def allow(self, message_bytes: int) -> None:
+        """Take messages of this size too; 0 for the configured limit."""
 
     def close(self, cause: Close) -> None:
         """Say why, then end the connection."""

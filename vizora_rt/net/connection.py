@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_app",
         "_corked",
+        "_dropped",
         "_early",
         "_ending",
         "_pinged",
@@ -96,13 +97,14 @@ class Connection(asyncio.Protocol):
         self.last_seen = terms.wheel.now
         self._pinged = 0.0
         self._corked = False
+        self._dropped = 0
         self._ending = False
         self._early = b""
         self._stalled = 0.0
         self._watched = False
 
     def attach(self, transport: asyncio.Transport, handshake: bytes, early: bytes = b"") -> None:
-        """Take over `transport`, which is not reading; `early` came behind the request.
+        """Take over `transport`; `early` came behind the request.
 
         What the application sends before `release` goes out with the handshake's answer.
         """
@@ -136,10 +138,24 @@ class Connection(asyncio.Protocol):
         self._corked = False
         self.flush()
 
-    def send(self, event: str, body: bytes) -> None:
+    def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         """Queue an event; `body` is JSON. Written at once, unless a read is being answered."""
-        self.session.send(messages.encode(event, body))
+        self.session.send(messages.encode(event, body, ack_id))
         self.flush()
+
+    def notice(self, frame: bytes) -> bool:
+        """Queue a frame encoded once for many. False: it is dropped, since the client is behind; later it is told so."""
+        if self._stalled:
+            self._dropped += 1
+            return False
+        self.session.send_raw(frame)
+        self.flush()
+        return True
+
+    def allow(self, message_bytes: int) -> None:
+        """Take messages of this size too; 0 for the configured limit."""
+        usual = self._terms.message_bytes
+        self.session.limit = max(usual, message_bytes) if usual else 0
 
     def close(self, cause: Close) -> None:
         """Begin the closing handshake; the transport is cut when the peer does not finish it in time."""
@@ -206,6 +222,9 @@ class Connection(asyncio.Protocol):
         self._stalled = 0.0
         self._terms.stalled.discard(self)
         self.last_seen = self._terms.wheel.now
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self.send("gap", b'{"dropped":%d}' % dropped)
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
