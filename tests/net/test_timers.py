@@ -174,6 +174,7 @@ def test_what_is_left_of_a_slot_comes_before_the_next_slot() -> None:
     wheel.add(Then(lambda: order.append("d")), 1.0)
     clock.now += 0.5
     assert wheel.turn()
+    assert len(wheel) == 2
     clock.now += 0.5
     assert not wheel.turn()
     assert order == ["a", "b", "c", "d"]
@@ -207,11 +208,27 @@ async def test_ticks_on_the_loop_until_stopped() -> None:
     entry = Entry()
     wheel.add(entry, 0.001)
     wheel.stop()
+    assert len(wheel) == 0
+    late = Entry()
+    wheel.add(late, 0.001)
     passed = asyncio.Event()
     loop.call_later(0.02, passed.set)
     await passed.wait()
-    assert entry.calls == []
-    assert len(wheel) == 0
+    assert (entry.calls, late.calls) == ([], [])
+    wheel.stop()
+
+
+async def test_what_is_left_of_a_slot_does_not_wait_for_the_next_tick() -> None:
+    # A hundred ticks would be twenty seconds.
+    wheel = Wheel(asyncio.get_running_loop().time, tick=0.2, batch=1)
+    first, second = asyncio.Event(), asyncio.Event()
+    for _ in range(100):
+        wheel.add(Entry(), 0.0)
+    wheel.add(Then(first.set), 0.0)
+    wheel.start()
+    await asyncio.wait_for(first.wait(), 10)
+    wheel.add(Then(second.set), 0.0)
+    await asyncio.wait_for(second.wait(), 10)
     wheel.stop()
 
 

@@ -158,11 +158,13 @@ TALKS = {
     "RSV bit": error(PROTOCOL_ERROR, masked(TEXT, b"a") + b"\xc1\x80\0\0\0\0", "a"),
     "reserved opcode": error(PROTOCOL_ERROR, masked(PING) + b"\x83\x80\0\0\0\0", output=b"\x8a\x00"),
     "long form of a short length": error(PROTOCOL_ERROR, b"\x81\xfe\x00\x05" + b"\0" * 9),
+    "long form of a length of 125": error(PROTOCOL_ERROR, b"\x81\xfe\x00\x7d" + bytes(129)),
     # The limit.
     "at the limit": Talk(masked(TEXT, b"x" * 1000), ["x" * 1000]),
     "above the limit": error(TOO_BIG, masked(TEXT, b"x" * 1001)),
     "above the limit, binary": error(TOO_BIG, masked(BINARY, b"x" * 1001)),
     "above the limit, announced": error(TOO_BIG, b"\x82\xff\0\0\0\x10\0\0\0\0"),
+    "above the limit, in the longest form": error(TOO_BIG, b"\x81\xff\x00\xc8" + bytes(300)),
     "above the limit with its second fragment": error(
         TOO_BIG, masked(TEXT, b"x" * 600, False) + masked(CONTINUATION, b"x" * 401)
     ),
@@ -231,6 +233,13 @@ class TestTalk:
         for pieces in ([talk.data + tail], [talk.data, tail], in_bytes(talk.data + tail)):
             session = Session(LIMIT)
             self.check(session, feed(session, pieces), expected)
+
+
+@pytest.mark.parametrize("mask", [b"\x00\xc8\x00\x00", b"\x00\x7e\xfe\xfe", b"\xfe\x00\x00\xc8", b"\xff\xff\xff\xff"])
+@pytest.mark.parametrize("before", [b"", encode_masked(BINARY, b"\xfe", bytes(4)), masked(TEXT, b"x" * 280)])
+def test_a_mask_is_not_taken_for_a_length(mask: bytes, before: bytes) -> None:
+    data = before + encode_masked(TEXT, b"a", mask) + masked(TEXT, b"x" * 65_535)
+    assert Session(65_536).receive(data)[-2:] == ["a", "x" * 65_535]
 
 
 class TestLimit:
