@@ -5,37 +5,23 @@ from typing import Any
 
 import pytest
 
-from vizora_rt.app.auth import Identity
 from vizora_rt.app.handlers import Handlers, Outcome
 from vizora_rt.app.state import Device, State
 from vizora_rt.config import Player
-from vizora_rt.errors import Close
 from vizora_rt.wire.messages import Content, DeviceMetrics, Heartbeat, Repaired, json_struct, validate
 
 NOW = 1_764_000_000_000
 
 
-class Silent:
-    """A peer to whom nothing is sent: handlers only decide."""
-
-    identity = Identity("device", "lobby-1", "acme", "", 0, 0)
-
-    def send(self, event: str, body: bytes) -> None:
-        raise AssertionError(event)
-
-    def close(self, cause: Close) -> None:
-        raise AssertionError(cause)
-
-
 class Room:
-    """A state with one device connected, and the handlers."""
+    """The handlers, their state and a device that is online."""
 
     def __init__(self, heartbeat_interval: int = 15_000) -> None:
         self.rung = 0
         self.state = State(self.ring)
         self.handlers = Handlers(self.state, Player(heartbeat_interval=heartbeat_interval))
-        peer = Silent()
-        self.device = self.state.connect(peer.identity, peer, 1, NOW - 60_000, 1)
+        self.device = Device("lobby-1", "acme")
+        self.device.status, self.device.reason, self.device.since = "online", "connected", NOW - 60_000
 
     def ring(self) -> None:
         self.rung += 1

@@ -18,8 +18,14 @@ class Screen:
         self.causes: list[Close] = []
         self.device: Device | None = None
 
-    def send(self, event: str, body: bytes) -> None:
+    def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         raise AssertionError("the state sends nothing")
+
+    def notice(self, frame: bytes) -> bool:
+        raise AssertionError("the state sends nothing")
+
+    def allow(self, message_bytes: int) -> None:
+        raise AssertionError("the state has no limits")
 
     def close(self, cause: Close) -> None:
         self.causes.append(cause)

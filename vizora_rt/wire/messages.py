@@ -27,6 +27,15 @@ MAX_ID = 2**53
 MENDED = 16_384
 """The longest text in which broken characters are mended, which takes a millisecond. Events of players are shorter."""
 
+LAST_MS = 253_402_300_799_999
+"""The end of the year 9999, the last that RFC 3339 can write."""
+
+MAX_PLAYS = 200
+"""Of one batch: about 40,000 bytes."""
+
+MAX_DETAILS = 10
+"""Reasons given for one refusal. A batch in which all is wrong would have six hundred."""
+
 Envelope = tuple[str, int | None, Any]
 """event, id (None: no ack is wanted), data"""
 
@@ -38,6 +47,12 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Text32 = Annotated[str, Meta(max_length=32)]
 Text64 = Annotated[str, Meta(max_length=64)]
 Text128 = Annotated[str, Meta(max_length=128)]
+Id = Annotated[str, Meta(min_length=1, max_length=128)]
+Boot = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._~+/=-]{1,64}\Z")]
+"""A random id as UUIDs, hex, base64 and nanoid write it; without the colon that divides a play_id."""
+Seq = Annotated[int, Meta(ge=1, le=MAX_ID)]
+Phase = Literal["start", "end"]
+Time = Annotated[float, Meta(ge=0, le=LAST_MS)] | datetime
 
 
 class DeviceMetrics(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="camel", gc=False):
@@ -65,6 +80,52 @@ class Heartbeat(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="
     screen_state: Text32 | None = None
     playback_source: Text32 | None = None
     content_version: Text64 | None = None
+
+
+class Play(Struct, forbid_unknown_fields=True, rename="camel", gc=False, kw_only=True):
+    """What was shown: the part that all shapes of an impression have."""
+
+    content_id: Id
+    playlist_id: Text128 | None = None
+    duration: NotNegative | None = None
+    completion_percentage: Percent | None = None
+    timestamp: Time | None = None
+
+
+class PlayNumber(Struct, forbid_unknown_fields=True, gc=False):
+    boot: Boot
+    seq: Seq
+    phase: Phase = "end"
+
+
+class Impression(Play):
+    """`content:impression`. Players in the field do not number their plays."""
+
+    play: PlayNumber | None = None
+
+
+class NumberedPlay(Play):
+    seq: Seq
+    phase: Phase = "end"
+
+
+class Impressions(Struct, forbid_unknown_fields=True, gc=False):
+    """`content:impressions`: plays of one start of the player."""
+
+    boot: Boot
+    plays: Annotated[list[NumberedPlay], Meta(max_length=MAX_PLAYS)]
+
+
+class ContentError(Struct, forbid_unknown_fields=True, rename="camel", gc=False):
+    """`content:error`. Types that are not known are counted as `unknown`; how large `context` is, its reader bounds."""
+
+    content_id: Id
+    error_type: Text64
+    playlist_id: Text128 | None = None
+    error_message: Annotated[str, Meta(max_length=512)] | None = None
+    error_code: Text64 | None = None
+    context: dict[str, Any] | None = None
+    timestamp: Time | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +245,14 @@ def _known(schema: type[Struct], data: dict[str, Any]) -> tuple[dict[str, Any], 
         if name not in fields:
             unknown += 1
             continue
-        nested = fields[name].nested
+        nested, element = fields[name].nested, fields[name].element
         if nested is not None and value.__class__ is dict:
             value, inner = _known(nested, value)
             unknown += inner
+        elif element is not None and value.__class__ is list:
+            pairs = [_known(element, item) if item.__class__ is dict else (item, 0) for item in value]
+            value = [item for item, _ in pairs]
+            unknown += sum(inner for _, inner in pairs)
         known[name] = value
     return known, unknown
 
@@ -207,6 +272,7 @@ def _repair_types(schema: type[Struct], data: dict[str, Any], unknown: int) -> R
             continue
         except msgspec.ValidationError as problem:
             why = {name: _reason(str(problem))}
+            within = "[" in str(problem).rpartition(" - at ")[2]
         if field.nested is not None and value.__class__ is dict:
             inner = _repair_types(field.nested, value, 0)
             if isinstance(inner, Repaired):
@@ -214,6 +280,13 @@ def _repair_types(schema: type[Struct], data: dict[str, Any], unknown: int) -> R
                 wrong += inner.wrong_type
                 continue
             why = {f"{name}.{part}": reason for part, reason in inner.details.items()}
+        elif field.element is not None and within:
+            inner = _repair_each(field.element, value)
+            if isinstance(inner, Repaired):
+                kept[field.name] = inner.payload
+                wrong += inner.wrong_type
+                continue
+            why = {f"{name}{part}": reason for part, reason in inner.details.items()}
         if field.required:
             details.update(why)
         else:
@@ -222,8 +295,28 @@ def _repair_types(schema: type[Struct], data: dict[str, Any], unknown: int) -> R
     return Invalid(details) if details else Repaired(schema(**kept), unknown, wrong)
 
 
+def _repair_each(schema: type[Struct], items: list[Any]) -> Repaired | Invalid:
+    """Every struct of a list, which is refused when one of them is."""
+    kept: list[Any] = []
+    details: dict[str, str] = {}
+    wrong = 0
+    for index, item in enumerate(items):
+        if item.__class__ is not dict:
+            details[f"[{index}]"] = "expected an object"
+            continue
+        inner = _repair_types(schema, item, 0)
+        if isinstance(inner, Repaired):
+            kept.append(inner.payload)
+            wrong += inner.wrong_type
+        else:
+            details.update({f"[{index}].{part}": reason for part, reason in inner.details.items()})
+        if len(details) >= MAX_DETAILS:
+            break
+    return Invalid(dict(islice(details.items(), MAX_DETAILS))) if details else Repaired(kept, 0, wrong)
+
+
 class _Field(NamedTuple):
-    """A field of a schema. `nested` is the struct that may be repaired within it.
+    """A field of a schema. `nested` is the struct that may be repaired within it, `element` that of a list.
 
     `alone` is a struct with this field only, as `value`: conversion to a bare type costs five times as much.
     """
@@ -231,6 +324,7 @@ class _Field(NamedTuple):
     name: str
     required: bool
     nested: type[Struct] | None
+    element: type[Struct] | None
     alone: Any
 
 
@@ -239,7 +333,11 @@ def _fields(schema: type[Struct]) -> dict[str, _Field]:
     """The fields of a schema by their name on the wire."""
     return {
         field.encode_name: _Field(
-            field.name, field.required, _struct(field.type), msgspec.defstruct("Alone", [("value", field.type)])
+            field.name,
+            field.required,
+            _struct(field.type),
+            _element(field.type),
+            msgspec.defstruct("Alone", [("value", field.type)]),
         )
         for field in msgspec.structs.fields(schema)
     }
@@ -252,7 +350,14 @@ def _struct(kind: Any) -> type[Struct] | None:
         return _struct(kind.__origin__)
     if origin in (Union, UnionType):
         return next((found for found in map(_struct, get_args(kind)) if found is not None), None)
-    return kind if origin is None and isinstance(kind, type) and issubclass(kind, Struct) else None
+    return kind if isinstance(kind, type) and issubclass(kind, Struct) else None
+
+
+def _element(kind: Any) -> type[Struct] | None:
+    """The struct that a list in a field's type holds."""
+    if get_origin(kind) is Annotated:
+        kind = kind.__origin__
+    return _struct(get_args(kind)[0]) if get_origin(kind) is list else None
 
 
 def _mended(text: str) -> Any:
