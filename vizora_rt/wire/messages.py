@@ -9,9 +9,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
+from itertools import islice
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import msgspec
 import orjson
@@ -47,7 +49,8 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Text32 = Annotated[str, Meta(max_length=32)]
 Text64 = Annotated[str, Meta(max_length=64)]
 Text128 = Annotated[str, Meta(max_length=128)]
-Id = Annotated[str, Meta(min_length=1, max_length=128)]
+Id = Annotated[str, Meta(pattern=r"\A[^\s{}\x00-\x1f\x7f-\x9f]{1,128}\Z")]
+ContentId = Annotated[str, Meta(min_length=1, max_length=128)]
 Boot = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._~+/=-]{1,64}\Z")]
 """A random id as UUIDs, hex, base64 and nanoid write it; without the colon that divides a play_id."""
 Seq = Annotated[int, Meta(ge=1, le=MAX_ID)]
@@ -85,7 +88,7 @@ class Heartbeat(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="
 class Play(Struct, forbid_unknown_fields=True, rename="camel", gc=False, kw_only=True):
     """What was shown: the part that all shapes of an impression have."""
 
-    content_id: Id
+    content_id: ContentId
     playlist_id: Text128 | None = None
     duration: NotNegative | None = None
     completion_percentage: Percent | None = None
@@ -119,13 +122,30 @@ class Impressions(Struct, forbid_unknown_fields=True, gc=False):
 class ContentError(Struct, forbid_unknown_fields=True, rename="camel", gc=False):
     """`content:error`. Types that are not known are counted as `unknown`; how large `context` is, its reader bounds."""
 
-    content_id: Id
+    content_id: ContentId
     error_type: Text64
     playlist_id: Text128 | None = None
     error_message: Annotated[str, Meta(max_length=512)] | None = None
     error_code: Text64 | None = None
     context: dict[str, Any] | None = None
     timestamp: Time | None = None
+
+
+class PlaylistRequest(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="camel", gc=False):
+    """`playlist:request`: a device asks what to play."""
+
+    last_known_version: Text128 | None = None
+    force_refresh: bool | None = None
+
+
+class ScreenshotResponse(Struct, forbid_unknown_fields=True, rename="camel", gc=False):
+    """`screenshot:response`: the picture that the command `screenshot` asked for."""
+
+    request_id: Id
+    image_data: Annotated[str, Meta(max_length=1_400_000)]
+    width: Annotated[int, Meta(ge=1, le=65535)]
+    height: Annotated[int, Meta(ge=1, le=65535)]
+    timestamp: str | float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +167,15 @@ class Repaired:
 def dumps(value: Any) -> bytes:
     """`value` as JSON."""
     return orjson.dumps(value)
+
+
+def bounded(value: Any, limit: int) -> bytes | None:
+    """`value` as JSON, or None when that is longer than `limit` or nested deeper than can be written."""
+    try:
+        text = orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return None
+    return text if len(text) <= limit else None
 
 
 def loads(text: bytes | str) -> Any:
@@ -238,7 +267,7 @@ def repair(schema: type[Any], data: Any) -> Repaired | Invalid:
 
 def _known(schema: type[Struct], data: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """`data` without the fields that the schema does not know, and how many there were."""
-    fields = _fields(schema)
+    fields = schema_fields(schema)
     known: dict[str, Any] = {}
     unknown = 0
     for name, value in data.items():
@@ -259,7 +288,7 @@ def _known(schema: type[Struct], data: dict[str, Any]) -> tuple[dict[str, Any], 
 
 def _repair_types(schema: type[Struct], data: dict[str, Any], unknown: int) -> Repaired | Invalid:
     """Field by field; of a struct in a field, again field by field. `data` has only known fields."""
-    fields = _fields(schema)
+    fields = schema_fields(schema)
     kept: dict[str, Any] = {}
     details: dict[str, str] = {}
     wrong = 0
@@ -271,7 +300,7 @@ def _repair_types(schema: type[Struct], data: dict[str, Any], unknown: int) -> R
             kept[field.name] = msgspec.convert({"value": value}, field.alone).value
             continue
         except msgspec.ValidationError as problem:
-            why = {name: _reason(str(problem))}
+            why = {name: reason_of(str(problem))}
             within = "[" in str(problem).rpartition(" - at ")[2]
         if field.nested is not None and value.__class__ is dict:
             inner = _repair_types(field.nested, value, 0)
@@ -329,7 +358,7 @@ class _Field(NamedTuple):
 
 
 @cache
-def _fields(schema: type[Struct]) -> dict[str, _Field]:
+def schema_fields(schema: type[Struct]) -> dict[str, _Field]:
     """The fields of a schema by their name on the wire."""
     return {
         field.encode_name: _Field(
@@ -375,7 +404,7 @@ def _mended(text: str) -> Any:
         return None
 
 
-def _reason(text: str) -> str:
+def reason_of(text: str) -> str:
     return text.partition(" - at ")[0].replace("`", "").lower()
 
 

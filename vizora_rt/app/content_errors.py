@@ -1,0 +1,72 @@
+"""What a device could not show: the last ten kept with the device, all told to the services behind."""
+
+import re
+from typing import Any, Final
+
+from vizora_rt import config
+from vizora_rt.app import events
+from vizora_rt.app.handlers import Event, Outcome, Write
+from vizora_rt.app.plays import milliseconds
+from vizora_rt.app.state import Device
+from vizora_rt.wire import messages
+from vizora_rt.wire.messages import ContentError
+
+TYPES: Final = frozenset({"load_failed", "playback_error", "network_error", "decode_error", "timeout"})
+UNKNOWN: Final = "unknown"
+
+MAX_CONTEXT: Final = 4096
+"""Bytes of JSON."""
+
+SCRIPT: Final = """
+-- KEYS errors; ARGV error: the last ten, for an hour
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, 9)
+return redis.call('EXPIRE', KEYS[1], 3600)
+"""
+
+_TOKEN = re.compile(r"(token(?:=|%3d))[^&\s\"'\\<>]+", re.IGNORECASE)
+"""In the URL of a content that could not be loaded. The value ends where a URL's would, or the JSON around it."""
+
+
+class ContentErrors:
+    """The event content:error, for one worker."""
+
+    __slots__ = ("_room", "table")
+
+    def __init__(self, settings: config.Plays) -> None:
+        self._room = settings.max_events
+        self.table = {"content:error": Event(ContentError, self.error)}
+
+    def error(self, device: Device, payload: ContentError, now: int) -> Outcome:
+        """Kept with the device, then told; in this order, for what is told twice is taken for two."""
+        kind = payload.error_type if payload.error_type in TYPES else UNKNOWN
+        context = None if payload.context is None else messages.bounded(payload.context, MAX_CONTEXT)
+        fields: dict[str, Any] = {
+            "contentId": payload.content_id,
+            "playlistId": payload.playlist_id,
+            "errorType": kind,
+            "errorMessage": payload.error_message,
+            "errorCode": payload.error_code,
+            "timestamp": milliseconds(payload.timestamp),
+            "serverTime": now,
+        }
+        text = messages.dumps({name: value for name, value in fields.items() if value is not None})
+        if context is not None:
+            text = b'%b,"context":%b}' % (text[:-1], context)
+        text = redact(text.decode()).encode()
+        ignored = payload.context is not None and context is None
+        tallies = [("content_errors_total", (kind,), 1)]
+        if ignored:
+            tallies.append(("ws_fields_ignored_total", ("content:error", "wrong_type"), 1))
+        done = Outcome(tallies=tuple(tallies))
+
+        def tell(_: object) -> Outcome:
+            entry = events.entry("content:error", device.id, device.organization_id, now, text)
+            return Outcome(write=Write("event", (events.STREAM,), (self._room, *entry), lambda _: done))
+
+        return Outcome(write=Write("content_error", (f"vz:{{d:{device.id}}}:errors",), (text,), tell))
+
+
+def redact(text: str) -> str:
+    """`text` without the values of `token=`."""
+    return _TOKEN.sub(r"\1***", text)

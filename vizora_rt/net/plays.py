@@ -1,0 +1,112 @@
+"""Proof of play as Redis sees it: how many partitions there are, which readers lag behind, what a device has in."""
+
+import asyncio
+import time
+from typing import Any, Final
+
+from vizora_rt import config, report
+from vizora_rt.app import content_errors, events, play_script, plays
+from vizora_rt.app.plays import Plays
+from vizora_rt.metrics import Metrics
+from vizora_rt.net.store import LOST, Store
+from vizora_rt.net.timers import Wheel
+from vizora_rt.wire.resp import ReplyError, pack
+
+SCHEMA: Final = b"vz:schema"
+SCHEMA_VERSION: Final = 1
+AGAIN_SECONDS: Final = 1.0
+BACKLOG_SECONDS: Final = 15.0
+"""Between two looks at the groups: Prometheus' usual scrape interval."""
+
+BACKLOG: Final = """
+-- KEYS stream -> {group, entries that it has not taken, ...}
+local rows = {}
+if redis.call('EXISTS', KEYS[1]) == 0 then return rows end
+for _, reply in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local group = {}
+  for i = 1, #reply, 2 do group[reply[i]] = reply[i + 1] end
+  -- Before version 7, and after entries were taken out of its middle, a stream cannot tell: then at most all of it.
+  local behind = group.lag or redis.call('XLEN', KEYS[1])
+  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+  if not group.lag and last and last[1] == group['last-delivered-id'] then behind = 0 end
+  rows[#rows + 1] = group.name
+  rows[#rows + 1] = behind + group.pending
+end
+return rows
+"""
+
+log = report.logger("plays")
+
+
+class Partitions:
+    """Registers the scripts, and asks Redis how many partitions it has: the first service to ask decides."""
+
+    def __init__(self, settings: config.Plays, recorder: Plays, store: Store) -> None:
+        self._wanted = settings.partitions
+        self._recorder = recorder
+        self._store = store
+        scripts = (
+            ("play", play_script.SCRIPT),
+            ("content_error", content_errors.SCRIPT),
+            ("event", events.SCRIPT),
+            ("backlog", BACKLOG),
+        )
+        for name, source in scripts:
+            store.script(name, source)
+        store.on_up.append(self._ask)
+
+    def _ask(self) -> None:
+        self._store.submit("other", pack("HSETNX", SCHEMA, "version", SCHEMA_VERSION))
+        self._store.submit("other", pack("HSETNX", SCHEMA, "partitions", self._wanted))
+        self._store.submit("other", pack("HGET", SCHEMA, "partitions"), self._on_partitions)
+
+    def _on_partitions(self, reply: object) -> None:
+        if isinstance(reply, bytes):
+            fixed = int(reply)
+            if fixed not in (self._recorder.partitions, self._wanted):
+                log.warning("plays.partitions was fixed before", fixed=fixed, configured=self._wanted)
+            self._recorder.partitions = fixed
+        elif reply is not LOST:
+            # It is up and refuses: full, say. Plays wait meanwhile.
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._ask)
+
+
+class Backlog:
+    """The gauge of each group's lag, over all partitions. An entry of the timer wheel; one worker of a node has it."""
+
+    __slots__ = ("_metrics", "_plays", "_store")
+
+    def __init__(self, metrics: Metrics, recorder: Plays, store: Store, wheel: Wheel) -> None:
+        self._metrics = metrics
+        self._plays = recorder
+        self._store = store
+        wheel.add(self, BACKLOG_SECONDS)
+
+    def on_timer(self, now: float) -> float | None:
+        sums: dict[str, int] = {}
+        last = self._plays.partitions - 1
+
+        def on_rows(reply: object, number: int) -> None:
+            if isinstance(reply, list):
+                for name, behind in zip(reply[::2], reply[1::2], strict=True):
+                    group = name.decode(errors="replace")
+                    sums[group] = sums.get(group, 0) + behind
+            if number == last:
+                self._metrics.recount("plays_backlog")
+                for group, behind in sums.items():
+                    self._metrics.gauge("plays_backlog", group).value += behind
+
+        for number in range(self._plays.partitions):
+            self._store.eval("backlog", (plays.stream_key(number),), (), lambda r, n=number: on_rows(r, n))  # type: ignore[misc]
+        return BACKLOG_SECONDS
+
+
+async def plays_of(store: Store, device_id: str, partitions: int) -> dict[str, Any] | None:
+    """What GET /devices/{id}/plays answers; None when Redis cannot be asked."""
+    if not partitions:
+        return None
+    reply = await store.request("other", pack("HGETALL", plays.seen_key(device_id.encode(), partitions)))
+    if isinstance(reply, ReplyError) or not isinstance(reply, list):
+        return None
+    seen = dict(zip(reply[::2], reply[1::2], strict=True))
+    return {"deviceId": device_id, **plays.describe(seen, time.time_ns() // 1_000_000)}
