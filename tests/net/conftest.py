@@ -1,12 +1,26 @@
 """What talks to Redis is tested on both loops: the service runs on uvloop, whose transports behave differently."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 import uvloop
 
+from tests.net.proxy import Proxy
+from vizora_rt.net.embedded import Embedded
+from vizora_rt.net.link import Address
+
 BOTH = ("test_link.py", "test_store.py")
+UVLOOP = (
+    "test_admission.py",
+    "test_bus.py",
+    "test_connection.py",
+    "test_dispatch.py",
+    "test_gateway.py",
+    "test_http.py",
+    "test_presence.py",
+)
+"""What faces clients: both loops would double the time, and clients only ever meet the one."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -15,4 +29,14 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     if item.path.name in BOTH:
         return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    if item.path.name in UVLOOP:
+        return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+async def proxy(valkey: Embedded) -> AsyncIterator[Proxy]:
+    """In front of the store of the run; `open` gives its URL."""
+    proxy = Proxy(Address.parse(valkey.url).path)
+    yield proxy
+    await proxy.close()

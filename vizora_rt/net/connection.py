@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol):
         self.flush()
 
     def notice(self, frame: bytes) -> bool:
-        """Queue a frame encoded once for many. False: it is dropped, since the client is behind; later it is told so."""
+        """Queue a frame encoded once for many. False: it is dropped, for the client is behind; it is told later."""
         if self._stalled:
             self._dropped += 1
             return False

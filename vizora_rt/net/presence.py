@@ -26,13 +26,14 @@ AGES = 8
 
 WRITES_A_TURN = 250
 CONFIRMS_A_TURN = 500
-CONFIRM_AGAIN = 1.0
+AGAIN = 1.0
+"""Seconds until what could not be settled is asked again: Redis full or demoted, a doorbell that rang too early."""
 CONFIRM_PAUSE = 0.05
 """500 in 50 ms asks for 20,000 devices within 2 s: a device let in unchecked is checked within 5 s."""
 
 OWN = """
 local stored, previous = 0, redis.call('GET', KEYS[1])
-if previous then stored = tonumber(string.match(previous, '^(%d+)')) end
+if previous then stored = tonumber(string.match(previous, '^(%d+)') or 0) end
 local time = redis.call('TIME')
 local fresh = string.format('%.0f', math.max(stored + 1, time[1] * 1000000 + time[2]))
 local function own(node, worker, connected, ttl)
@@ -43,19 +44,22 @@ end
 CLAIM = (
     """
 -- KEYS owner status revoked ledger playlist; ARGV node worker connected ttl head now
--- -> {epoch, since, previous, commands that wait, {does the playlist wait, its version}} or {0}
+-- -> {epoch, since, last heartbeat, commands that wait, {does the playlist wait, its version}, owner and status before}
+--    or {0}: revoked
 if redis.call('EXISTS', KEYS[3]) == 1 then return {0} end
 """
     + OWN
     + """
 own(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
-local since, old = ARGV[6], redis.call('GET', KEYS[2])
-if old and (string.find(old, '"status":"online"', 1, true) or string.find(old, '"status":"stale"', 1, true)) then
+local since, old = ARGV[6], redis.call('GET', KEYS[2]) or ''
+local beat = string.match(old, '"lastHeartbeat":%d+,') or ''
+if string.find(old, '^{"status":"online"') or string.find(old, '^{"status":"stale"') then
   since = string.match(old, '"since":(%d+)') or since
 end
-redis.call('SET', KEYS[2], ARGV[5] .. '"since":' .. since .. ',"epoch":' .. fresh .. '}', 'EX', ARGV[4])
+redis.call('SET', KEYS[2], ARGV[5] .. beat .. '"since":' .. since .. ',"epoch":' .. fresh .. '}', 'EX', ARGV[4])
 local waiting, playlist = redis.call('LLEN', KEYS[4]), redis.call('HMGET', KEYS[5], 'waiting', 'version')
-return {tonumber(fresh), tonumber(since), previous or '', waiting, playlist}
+local last = tonumber(string.match(beat, '%d+') or 0)
+return {tonumber(fresh), tonumber(since), last, waiting, playlist, previous or '', old}
 """
 )
 
@@ -76,7 +80,7 @@ if redis.call('EXISTS', KEYS[2]) == 1 then return {-1} end
     + """
 local mine = tonumber(ARGV[5])
 if mine > 0 and stored > mine then return {0} end
-if mine == 0 and previous and tonumber(string.match(previous, '(%d+)$')) > tonumber(ARGV[3]) then return {0} end
+if mine == 0 and previous and tonumber(string.match(previous, '(%d+)$') or 0) > tonumber(ARGV[3]) then return {0} end
 own(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
 return {1, tonumber(fresh), previous or ''}
 """
@@ -92,10 +96,12 @@ return 1
 """
 
 RELEASE = """
--- KEYS owner; ARGV epoch previous ttl: give back what a revoked token took -> 1 when given back
+-- KEYS owner status; ARGV epoch, what both were, ttl: give back what a revoked token took -> 1 when given back
 local owner = redis.call('GET', KEYS[1])
 if not owner or string.match(owner, '^(%d+)') ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) end
+for i = 1, 2 do
+  if ARGV[i + 1] == '' then redis.call('DEL', KEYS[i]) else redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[4]) end
+end
 return 1
 """
 
@@ -106,7 +112,7 @@ class Claim:
     `waiting` says whether anything waits in the ledger, `version` is that of the stored playlist.
     """
 
-    __slots__ = ("connected", "epoch", "owner", "since", "version", "waiting")
+    __slots__ = ("connected", "epoch", "last_heartbeat", "owner", "since", "version", "waiting")
 
     def __init__(
         self,
@@ -116,6 +122,7 @@ class Claim:
         connected: int,
         waiting: bool = False,
         version: str | None = None,
+        last_heartbeat: int = 0,
     ) -> None:
         self.epoch = epoch
         self.since = since
@@ -123,6 +130,7 @@ class Claim:
         self.connected = connected
         self.waiting = waiting
         self.version = version
+        self.last_heartbeat = last_heartbeat
 
 
 class Absence:
@@ -173,6 +181,7 @@ class Presence:
         self._unowned: dict[Device, None] = {}
         self._confirming = False
         self._places: dict[str, bytes] = {}
+        self._early: dict[str, int] = {}
         self._loop = asyncio.get_running_loop()
         self.on_renewed: Callable[[Device, bool, str | None, bool], None] = lambda *_: None
         """Told when the owner key was renewed: whether anything waits, the playlist's version, is the device revoked.
@@ -200,12 +209,18 @@ class Presence:
             if not isinstance(reply, list):
                 done(self._unchecked(connected, now))
             elif not reply[0]:
-                done(DEVICE_REVOKED)
-            elif revoked_jti:
-                self._store.eval("release", (keys[0],), (reply[0], reply[2], self._ttl))
+                self._unlist(identity)
                 done(DEVICE_REVOKED)
             else:
-                done(Claim(reply[0], reply[1], reply[2], connected, *_waits(reply[3], reply[4])))
+                epoch, since, last_heartbeat, commands, playlist, owner, status = reply
+                if not revoked_jti:
+                    done(Claim(epoch, since, owner, connected, *_waits(commands, playlist), last_heartbeat))
+                    return
+                ttl = OFFLINE_TTL if status.startswith(b'{"status":"offline"') else self._ttl
+                self._store.eval("release", keys[:2], (epoch, owner, status, ttl))
+                if not status:
+                    self._unlist(identity)
+                done(DEVICE_REVOKED)
 
         head = b'{"status":"online","reason":"connected",' + self._place(identity.organization_id)
         keys = tuple(_key(device_id, name) for name in (b"owner", b"status", b"revoked", b"ledger", b"playlist"))
@@ -247,11 +262,13 @@ class Presence:
             self._confirm_later(device)
             return
         self._supersede(device, claim.owner)
+        device.last_heartbeat = max(device.last_heartbeat, claim.last_heartbeat)
         device.listed = claim.connected // 1000
 
     def disconnected(self, device: Device) -> None:
         """Its connection is gone and no newer one took its place: offline, if that lasts."""
         if self._state.devices.get(device.id) is not device:
+            self._state.report(device)
             return
         if device.owned and self._store.up:
             device.listed = time.time_ns() // 1_000_000
@@ -262,19 +279,43 @@ class Presence:
         """Write that the device is gone, unless a newer owner has it. False: Redis is away, ask again."""
         if not device.owned or not self._store.up:
             return False
-        now = time.time_ns() // 1_000_000
-        self._state.offline(device, now)
+        self._state.offline(device, time.time_ns() // 1_000_000)
+        connected = device.connected
+
+        def on_offline(reply: object) -> None:
+            if device.connected != connected:
+                return  # it is back
+            if isinstance(reply, ReplyError):
+                self._wheel.add(Absence(self, device), AGAIN)
+                return
+            if reply == 0:
+                device.reason = SUPERSEDED.name
+                self._state.report(device)
+            self._state.forget(device)
+
         keys = (_key(device.id.encode(), b"owner"), _key(device.id.encode(), b"status"))
-        value = self._describe(device)
-        self._store.eval("offline", keys, (device.epoch, value, OFFLINE_TTL))
-        self._state.forget(device)
-        return True
+        return self._store.eval("offline", keys, (device.epoch, self._describe(device), OFFLINE_TTL), on_offline)
 
     def superseded(self, device_id: str, epoch: int) -> None:
-        """A doorbell: another worker owns the device since `epoch`."""
+        """A doorbell: another worker owns the device since `epoch`.
+
+        It may ring before Redis has told us, on another connection, that the device was ours: then it is listened to
+        once more. Who is not confirmed yet is not judged by it: its own connection may be the newer one.
+        """
         device = self._state.devices.get(device_id)
-        if device is not None and device.epoch < epoch:
+        if device is None or not device.owned:
+            if not self._early:
+                self._loop.call_later(AGAIN, self._hear_again)
+            self._early[device_id] = max(epoch, self._early.get(device_id, 0))
+        elif device.epoch < epoch:
             self._lose(device)
+
+    def _hear_again(self) -> None:
+        early, self._early = self._early, {}
+        for device_id, epoch in early.items():
+            device = self._state.devices.get(device_id)
+            if device is not None and device.owned and device.epoch < epoch:
+                self._lose(device)
 
     def _unchecked(self, connected: int, now: int) -> Claim | Refusal:
         return Claim(0, now, b"", connected) if self._fail_open else STORE_UNAVAILABLE
@@ -309,7 +350,7 @@ class Presence:
             else:
                 due = self._ages.popleft()
             self._write(due)
-        if any(self._ages):
+        if any(self._ages) or self._state.dirty:
             self._loop.call_later(0 if len(self._ages) >= AGES else self._tick, self._on_tick)
         else:
             self._ages.clear()
@@ -333,20 +374,26 @@ class Presence:
                 device.listed = now
                 self._list(device.organization_id, device.id, now)
 
-    def _check_owner(self, device: Device, now: int) -> None:
-        """Renew the owner key, see whether it is still ours and whether anything waits: a doorbell may be lost."""
+    def _check_owner(self, device: Device, now: int, again: bool = False) -> None:
+        """Renew the owner key, see whether it is still ours and whether anything waits: a doorbell may be lost.
+
+        Looked at `again` before the device is told not to come back: a revoked token may hold it for a moment.
+        """
         device.owner_checked = now
         epoch = device.epoch
 
         def on_owner(reply: object) -> None:
-            if not isinstance(reply, list) or device.epoch != epoch:
+            if not isinstance(reply, list) or device.epoch != epoch or not device.owned:
                 return
             owner, commands, playlist, revoked = reply
             if owner is None:
                 device.owned = False
                 self._confirm_later(device)
             elif int(owner.partition(b" ")[0]) > epoch:
-                self._lose(device)
+                if again:
+                    self._lose(device)
+                else:
+                    self._loop.call_later(AGAIN, self._check_owner, device, now, True)
             else:
                 self.on_renewed(device, *_waits(commands, playlist), revoked == 1)
 
@@ -358,6 +405,10 @@ class Presence:
         key = f"vz:{{o:{organization_id}}}:devices"
         self._store.submit("zadd", resp.pack(b"ZADD", key, now, device_id), None)
 
+    def _unlist(self, identity: Identity) -> None:
+        """Take back what was listed with a claim that is refused."""
+        self._store.submit("other", resp.pack(b"ZREM", f"vz:{{o:{identity.organization_id}}}:devices", identity.id))
+
     def _describe(self, device: Device) -> bytes:
         """The value of the status key: who has the device, then what it last said of itself, then since when."""
         beat = device.heartbeat
@@ -365,7 +416,8 @@ class Presence:
             device.status.encode(),
             device.reason.encode(),
             self._place(device.organization_id),
-            b'"lastHeartbeat":%d,%b' % (device.last_heartbeat, _members(messages.json_struct(beat))) if beat else b"",
+            (b'"lastHeartbeat":%d,' % device.last_heartbeat if device.last_heartbeat else b"")
+            + (_members(messages.json_struct(beat)) if beat is not None else b""),
             device.since,
             device.epoch,
         )
@@ -397,14 +449,14 @@ class Presence:
         self._unowned[device] = None
         if not self._confirming and self._store.up:
             self._confirming = True
-            self._loop.call_later(CONFIRM_AGAIN, self._confirm_some)
+            self._loop.call_later(AGAIN, self._confirm_some)
 
     def _confirm_some(self) -> None:
         self._confirming = False
         for device in list(islice(self._unowned, CONFIRMS_A_TURN)):
             del self._unowned[device]
             if self._state.devices.get(device.id) is device and not device.owned and not self._confirm(device):
-                self._unowned[device] = None
+                self._confirm_later(device)
                 return
         if self._unowned and not self._confirming:
             self._confirming = True
