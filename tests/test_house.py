@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config",),
     ("wire.http", "wire.frames", "wire.resp", "wire.messages"),
-    ("wire.session", "wire.socketio"),
+    ("wire.session", "wire.socketio", "wire.bodies"),
     ("app.*",),
     ("metrics", "device_series", "exposition", "report"),
     ("net.*",),
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 SHARED_DEPENDENCIES = {
     # A third-party package is imported in one file; it can be replaced there. These have a reason for more.
-    "msgspec": {"config", "wire.messages"},  # the two places where outside data gets its schema
+    "msgspec": {"config", "wire.messages", "wire.bodies"},  # the places where outside data gets its schema
 }
 
 IMPURE = frozenset(

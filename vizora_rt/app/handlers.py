@@ -5,13 +5,18 @@ Handlers are synchronous and decide; whoever calls them does what the outcome sa
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
+from vizora_rt.app import commands, screenshots
 from vizora_rt.app.state import Device, State
 from vizora_rt.config import Player
-from vizora_rt.errors import Refusal
+from vizora_rt.errors import INVALID_PAYLOAD, Refusal
 from vizora_rt.wire import messages
-from vizora_rt.wire.messages import Content, Heartbeat
+from vizora_rt.wire.messages import Content, Heartbeat, PlaylistRequest, ScreenshotResponse
+
+RECONCILE_EVERY_MS: Final = 60_000
+"""A player fetches its playlist when it is told to; one that cannot store it must not do so each heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,8 @@ class Outcome:
 
     `reply` is the `data` of the ack, JSON already; `degraded` the same with Redis away. With `write` all else comes
     from what it makes of the store's reply, which may be another `write`. `counts` are counters of the organisation and
-    how much each grew; `tallies` are counters with closed labels: family, label values, growth.
+    how much each grew; `tallies` are counters with closed labels: family, label values, growth. `notice` is an event
+    and its JSON for the dashboards of the organisation.
     """
 
     reply: bytes = b"{}"
@@ -40,6 +46,7 @@ class Outcome:
     write: Write | None = None
     counts: tuple[tuple[str, int], ...] = ()
     tallies: tuple[tuple[str, tuple[str, ...], int], ...] = ()
+    notice: tuple[str, bytes] | None = None
 
 
 Handler = Callable[[Device, Any, int], Outcome]
@@ -61,7 +68,13 @@ class Handlers:
         # The answer to a heartbeat is the same for all screens: encode it once.
         answer = {"reconcileContent": False, "nextHeartbeatIn": player.heartbeat_interval, "commands": []}
         self._taken = Outcome(messages.dumps(answer), messages.dumps({**answer, "degraded": True}))
-        self.table: dict[str, Event] = {"heartbeat": Event(Heartbeat, self.heartbeat)}
+        answer["reconcileContent"] = True
+        self._reconcile = Outcome(messages.dumps(answer), messages.dumps({**answer, "degraded": True}))
+        self.table: dict[str, Event] = {
+            "heartbeat": Event(Heartbeat, self.heartbeat),
+            "playlist:request": Event(PlaylistRequest, playlist_request),
+            "screenshot:response": Event(ScreenshotResponse, screenshot_response),
+        }
 
     def heartbeat(self, device: Device, payload: Heartbeat, now: int) -> Outcome:
         """Taken into memory at once; written later, coalesced: last write wins."""
@@ -76,4 +89,49 @@ class Handlers:
             self._state.touch(device)
         if not device.reported:
             self._state.report(device)
+        version, stored = payload.content_version, device.playlist_version
+        differs = version is not None and stored is not None and version != stored
+        if differs and now - device.reconciled >= RECONCILE_EVERY_MS:
+            device.reconciled = now
+            return self._reconcile
         return self._taken
+
+
+def playlist_request(device: Device, payload: PlaylistRequest, now: int) -> Outcome:
+    """What the device should play. It gets no playlist when it says that it has this one."""
+
+    def then(reply: list[bytes | None]) -> Outcome:
+        version, source, body = reply
+        if version is None or body is None:
+            return Outcome(b'{"playlist":null,"version":null,"source":"none"}')
+        device.playlist_version = version.decode()
+        if payload.last_known_version == device.playlist_version and not payload.force_refresh:
+            answer = {"playlist": None, "version": device.playlist_version, "source": (source or b"").decode()}
+            return Outcome(messages.dumps(answer))
+        return Outcome(body)
+
+    return Outcome(write=Write("current", (commands.key(device.id, "playlist"),), (), then))
+
+
+def screenshot_response(device: Device, payload: ScreenshotResponse, now: int) -> Outcome:
+    """Keep the picture that was asked for, and tell dashboards where it is."""
+    found = screenshots.decode(payload.image_data)
+    if isinstance(found, str):
+        return Outcome(refusal=INVALID_PAYLOAD, details={"imageData": found})
+    media_type, image = found
+    detail = {
+        "requestId": payload.request_id,
+        "deviceId": device.id,
+        "width": payload.width,
+        "height": payload.height,
+        "url": f"/screenshots/{quote(payload.request_id, safe='')}",
+        "timestamp": now,
+    }
+
+    def then(reply: int) -> Outcome:
+        if not reply:
+            return Outcome(refusal=INVALID_PAYLOAD, details={"requestId": "this device was not asked for it"})
+        return Outcome(b'{"saved":true}', notice=("screenshot:ready", messages.dumps(detail)))
+
+    arguments = (device.id, media_type, payload.width, payload.height, now, screenshots.KEPT_SECONDS, image)
+    return Outcome(write=Write("screenshot", (screenshots.key(payload.request_id),), arguments, then))

@@ -50,6 +50,10 @@ class Bus:
         """Ring the doorbell of a worker of any node. Not waited for, not repeated."""
         self._store.submit("publish", resp.pack("PUBLISH", _channel(node, worker), messages.dumps(bell)))
 
+    def ring_organization(self, organization: str, bell: Bell) -> bool:
+        """Ring all workers that have clients of an organisation."""
+        return self._store.submit("publish", resp.pack("PUBLISH", f"vz:org:{organization}", messages.dumps(bell)))
+
     async def _run(self) -> None:
         while True:
             try:

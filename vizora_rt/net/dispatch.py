@@ -1,6 +1,7 @@
 """What a message does: decode, limit, validate, handle, answer, count. The hot path."""
 
 import time
+from collections.abc import Callable
 from time import perf_counter_ns
 
 from vizora_rt import errors, report
@@ -67,6 +68,10 @@ class Dispatcher:
 
     def __init__(self, config: Config, metrics: Metrics, store: Store, state: State, handlers: Handlers) -> None:
         self.clock = Clock()
+        self.acked: Callable[[Device, int | None, object], object] = lambda device, ack_id, data: None
+        """Is given what a device acks."""
+        self.notify: Callable[[str, str, bytes], None] = lambda organization, event, body: None
+        """Tells the dashboards of an organisation, wherever they are."""
         self._metrics = metrics
         self._store = store
         self._state = state
@@ -91,7 +96,7 @@ class Dispatcher:
         counted = self._events.get(name)
         device = connection.device
         if counted is None or counted.event is None or device is None:
-            self._misplaced(connection, counted, name, ack_id, started)
+            self._misplaced(connection, counted, name, ack_id, data, started)
             return
         rate = self._rate
         if rate.interval:
@@ -130,11 +135,19 @@ class Dispatcher:
         counted.timer.observe(perf_counter_ns() - started)
 
     def _misplaced(
-        self, connection: Connection, counted: Counted | None, name: str, ack_id: int | None, started: int
+        self,
+        connection: Connection,
+        counted: Counted | None,
+        name: str,
+        ack_id: int | None,
+        data: object,
+        started: int,
     ) -> None:
         """What no handler takes from this client."""
         if name == "ack":
-            # Nothing waits for it (any more). An ack is never answered, or two peers would go on for ever.
+            if connection.device is not None:
+                self.acked(connection.device, ack_id, data)
+            # Also when nothing waits for it: an ack is never answered, or two peers would go on for ever.
             self._ack.ok.value += 1
             self._ack.timer.observe(perf_counter_ns() - started)
         elif counted is None:
@@ -172,6 +185,8 @@ class Dispatcher:
         if outcome.refusal is not None:
             self._decline(connection, counted, outcome, ack_id, started)
             return
+        if outcome.notice is not None:
+            self.notify(organization, *outcome.notice)
         connection.refusals = 0
         if ack_id is not None:
             self.clock.now()

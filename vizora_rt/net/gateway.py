@@ -11,7 +11,9 @@ from typing import Final
 from vizora_rt import errors, report
 from vizora_rt.app import auth
 from vizora_rt.app.auth import Identity
+from vizora_rt.app.content_errors import ContentErrors
 from vizora_rt.app.handlers import Handlers
+from vizora_rt.app.plays import Plays
 from vizora_rt.app.state import Device, State
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
@@ -19,7 +21,13 @@ from vizora_rt.metrics import Metrics
 from vizora_rt.net.admission import Admission
 from vizora_rt.net.bus import Bus
 from vizora_rt.net.connection import Connection, Terms
+from vizora_rt.net.delivery import Deliveries
 from vizora_rt.net.dispatch import Dispatcher
+from vizora_rt.net.doorbells import Doorbells
+from vizora_rt.net.ledger import Ledger
+from vizora_rt.net.notices import Notices
+from vizora_rt.net.orders import Orders
+from vizora_rt.net.plays import Backlog, Partitions
 from vizora_rt.net.presence import Claim, Presence
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
@@ -52,8 +60,23 @@ class Gateway:
         self.state = State(self._on_dirty)
         self.bus = Bus(config.redis, url, node, worker, store, self._on_doorbell)
         self._presence = Presence(config, node, worker, self.state, store, wheel, self.bus.ring)
+        self.notices = Notices(metrics)
+        self.ledger = Ledger(store, config.plays.max_events)
+        self._place = (node, worker)
+        self._deliveries = Deliveries(metrics, wheel, self.ledger, self.state, self._tell)
+        self.orders = Orders(metrics, self.ledger, f"{node} {worker}", self.ring, self._deliveries.expired)
+        self._doorbells = Doorbells(self.state, self._deliveries, self.notices, self.orders)
+        self._presence.on_renewed = self._doorbells.renewed
         self._admission = Admission(config, metrics, wheel, self._presence)
-        self._dispatcher = Dispatcher(config, metrics, store, self.state, Handlers(self.state, config.player))
+        self.plays = Plays(config.plays)
+        Partitions(config.plays, self.plays, store)
+        if worker == 0:
+            Backlog(metrics, self.plays, store, wheel)
+        handlers = Handlers(self.state, config.player)
+        handlers.table |= self.plays.table | ContentErrors(config.plays).table
+        self._dispatcher = Dispatcher(config, metrics, store, self.state, handlers)
+        self._dispatcher.acked = self._deliveries.on_ack
+        self._dispatcher.notify = self._notify
         self.message = self._dispatcher.message
         bytes_in, bytes_out = (metrics.counter("ws_bytes_total", direction) for direction in ("in", "out"))
         self._terms = Terms(config, wheel, bytes_in, bytes_out)
@@ -98,6 +121,8 @@ class Gateway:
             connection.device = device
             self._presence.connected(device, claim)
             connection.send("config", self._welcome(claim))
+            device.playlist_version = claim.version
+            self._deliveries.connected(device, claim.waiting)
         if self.draining:
             self._dismiss(connection)  # admitted while Redis was asked
         if connection.transport is None:
@@ -139,6 +164,7 @@ class Gateway:
             self._over_message.value += cause is errors.TOO_BIG
         device, connection.device = connection.device, None
         if device is not None and self.state.disconnect(device, connection, cause.name if cause else "client"):
+            self._deliveries.disconnected(device)
             self._presence.disconnected(device)
 
     async def drain(self, seconds: float) -> None:
@@ -175,6 +201,22 @@ class Gateway:
         device_id, epoch = bell.get("superseded"), bell.get("epoch")
         if isinstance(device_id, str) and isinstance(epoch, int):
             self._presence.superseded(device_id, epoch)
+        self._doorbells.hear(bell)
+
+    def ring(self, node: str, worker: int, bell: dict[str, object]) -> None:
+        """Ring a worker's doorbell; one's own needs no Redis."""
+        if (node, worker) == self._place:
+            self._loop.call_soon(self._on_doorbell, bell)
+        else:
+            self.bus.ring(node, worker, bell)
+
+    def _tell(self, asker: str, bell: dict[str, object]) -> None:
+        node, _, worker = asker.partition(" ")
+        self.ring(node, int(worker), bell)
+
+    def _notify(self, organization: str, event: str, body: bytes) -> None:
+        bell = {"notice": event, "organizationId": organization, "data": messages.loads(body)}
+        self.bus.ring_organization(organization, bell)
 
     def device_rows(self, limit: int) -> Iterator[list[list[object]]]:
         """Devices whose series are behind, `limit` at a time: id, organisation, status, CPU, memory, heartbeats ok and
@@ -211,5 +253,10 @@ class Gateway:
                 metrics.organization("ws_connections_active", organization, kind).value += len(members)
         for organization, members in self.state.screens.items():
             metrics.gauge("devices_online", organization).value = len(members)
+        metrics.recount("content_impressions_missing")
+        for device in self.state.devices.values():
+            # Only a worker that has the device counts it: its holes as of the last ack, which was one of this worker's.
+            if device.missing and device.peer is not None:
+                metrics.organization("content_impressions_missing", device.organization_id).value += device.missing
         metrics.gauge("ws_send_queue_bytes").value = sum(connection.unsent for connection in self._terms.stalled)
         metrics.gauge("ws_connections_limit").value = self._admission.limit

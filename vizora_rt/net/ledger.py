@@ -14,8 +14,6 @@ from vizora_rt.net.store import Store
 from vizora_rt.wire import messages, resp
 
 EVENTS: Final = b"vz:events"
-EVENTS_KEPT: Final = 100_000
-"""Entries, about 30 MB: a day of a fleet of 10,000 with ten events a screen."""
 
 NEXT = """
 local function following(now)
@@ -135,6 +133,23 @@ if ARGV[1] ~= '0' then redis.call('PEXPIREAT', KEYS[1], ARGV[1]) end
 return 1
 """
 
+SCREENSHOT = """
+-- KEYS screenshot; ARGV device type width height at ttl image -> 1 when this device was asked for it
+if redis.call('HGET', KEYS[1], 'device') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'type', ARGV[2], 'width', ARGV[3], 'height', ARGV[4], 'at', ARGV[5], 'image', ARGV[7])
+redis.call('EXPIRE', KEYS[1], ARGV[6])
+return 1
+"""
+
+IDEMPOTENCY = """
+-- KEYS idempotency; ARGV request seconds -> {request, its answer or nil} of the one before, else {}: this is the first
+local found = redis.call('HMGET', KEYS[1], 'request', 'answer')
+if found[1] then return found end
+redis.call('HSET', KEYS[1], 'request', ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return {}
+"""
+
 SCRIPTS: Final = {
     "look": LOOK,
     "settle": SETTLE,
@@ -142,6 +157,8 @@ SCRIPTS: Final = {
     "replace": REPLACE,
     "current": CURRENT,
     "states": STATES,
+    "screenshot": SCREENSHOT,
+    "idempotency": IDEMPOTENCY,
 }
 
 STATES_A_WRITE: Final = 500
@@ -170,8 +187,9 @@ class Place:
 class Ledger:
     """The way to all of it. Calls return False when the store does not take them, and no callback follows then."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, max_events: int) -> None:
         self._store = store
+        self._max_events = max_events
         for name, source in SCRIPTS.items():
             store.script(name, source)
 
@@ -214,7 +232,7 @@ class Ledger:
     def event(self, kind: str, device_id: str, organization_id: str, now: int, detail: dict[str, object]) -> None:
         """Tell backends, in the stream of events."""
         fields = ("type", kind, "deviceId", device_id, "organizationId", organization_id, "at", now)
-        command = ("XADD", EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *fields, "json", messages.dumps(detail))
+        command = ("XADD", EVENTS, "MAXLEN", "~", self._max_events, "*", *fields, "json", messages.dumps(detail))
         self._store.submit("xadd", resp.pack(*command))
 
 

@@ -1,0 +1,117 @@
+"""What each doorbell means to this worker. A bell is a dict with one of the names below; what is malformed is ignored.
+
+{"look": [device, ...]}                       something waits in the ledgers of these devices
+{"done": entry, "of": [[device, state, error], ...]}    the answer to whoever asked
+{"revoked": device, "reason": ..., "jti": ...}    the device, or this one token of it, is no longer let in
+{"kick": device} {"erased": device}           end its connection; and forget it
+{"tenant": "suspended"|"resumed", "organizationId": ..., "reason": ...}
+{"notice": event, "organizationId": ..., "userId": ..., "data": {...}}    for dashboards
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from vizora_rt import report
+from vizora_rt.app.state import Device, State
+from vizora_rt.errors import NORMAL, REVOKED
+from vizora_rt.net.delivery import Deliveries
+from vizora_rt.net.notices import Notices
+from vizora_rt.net.orders import Orders
+from vizora_rt.wire import messages
+
+log = report.logger("doorbells")
+
+Bell = dict[str, Any]
+
+
+class Doorbells:
+    """One worker's answers to them."""
+
+    def __init__(self, state: State, deliveries: Deliveries, notices: Notices, orders: Orders) -> None:
+        self._state = state
+        self._deliveries = deliveries
+        self._notices = notices
+        self._orders = orders
+        self._answers: dict[str, Callable[[Bell], None]] = {
+            "look": self._look,
+            "done": self._done,
+            "revoked": self._revoked,
+            "kick": self._kick,
+            "erased": self._erased,
+            "tenant": self._tenant,
+            "notice": self._notice,
+        }
+
+    def hear(self, bell: Bell) -> None:
+        """Act on a bell. Other parts may know other names."""
+        for name in bell.keys() & self._answers.keys():
+            try:
+                self._answers[name](bell)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                log.warning("doorbell not understood", name=name)
+
+    def renewed(self, device: Device, waiting: bool, version: str | None, revoked: bool) -> None:
+        """What a bell that was lost would have said: the owner key is renewed each heartbeat interval."""
+        device.playlist_version = version
+        if revoked:
+            self._end(device, "revoked")
+        elif waiting:
+            self._deliveries.look(device)
+
+    def _device(self, device_id: str) -> Device | None:
+        device = self._state.devices.get(device_id)
+        return device if device is not None and device.peer is not None else None
+
+    def _look(self, bell: Bell) -> None:
+        for device_id in bell["look"]:
+            device = self._device(device_id)
+            if device is not None:
+                self._deliveries.look(device)
+
+    def _done(self, bell: Bell) -> None:
+        self._orders.on_done(bell["done"], bell["of"])
+
+    def _revoked(self, bell: Bell) -> None:
+        device, jti = self._device(bell["revoked"]), bell.get("jti")
+        if device is not None and device.peer is not None and (not jti or device.peer.identity.jti == jti):
+            self._end(device, bell.get("reason") or "revoked")
+
+    def _end(self, device: Device, reason: str) -> None:
+        if device.peer is not None:
+            device.peer.send("device:revoked", messages.dumps({"reason": reason}))
+            device.peer.close(REVOKED)
+
+    def _kick(self, bell: Bell) -> None:
+        device = self._device(bell["kick"])
+        if device is not None and device.peer is not None:
+            device.peer.close(NORMAL)
+
+    def _erased(self, bell: Bell) -> None:
+        device = self._state.devices.get(bell["erased"])
+        if device is not None:
+            peer = device.peer
+            self._deliveries.disconnected(device)
+            self._state.forget(device)
+            if peer is not None:
+                peer.close(NORMAL)
+
+    def _tenant(self, bell: Bell) -> None:
+        organization, word = bell["organizationId"], bell["tenant"]
+        suspended = self._state.suspended
+        if word == "suspended":
+            suspended.add(organization)
+        else:
+            suspended.discard(organization)
+        screens = list(self._state.screens.get(organization, ()))
+        self._notices.send(screens, f"tenant:{word}", messages.dumps({"reason": bell.get("reason") or ""}))
+        if word != "suspended":
+            for peer in screens:
+                device = self._device(peer.identity.id)
+                if device is not None and device.peer is peer:
+                    self._deliveries.look(device)
+
+    def _notice(self, bell: Bell) -> None:
+        user = bell.get("userId")
+        peers = self._state.dashboards.get(bell["organizationId"], ())
+        receivers = [peer for peer in peers if user is None or peer.identity.id == user]
+        self._notices.send(receivers, bell["notice"], messages.dumps(bell["data"]))

@@ -1,0 +1,106 @@
+"""The bodies of the control API: a schema for each, and `check`, which says of every field what is wrong with it.
+
+A backend is told, and can be mended at once: so unlike a player's message, a body with one wrong type is refused.
+Unknown fields are no fault in either.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from vizora_rt.wire.messages import Id, Invalid, reason_of
+
+Reason = Annotated[str, Meta(max_length=256)]
+Version = Annotated[str, Meta(min_length=1, max_length=64)]
+Json = dict[str, Any]
+
+Type = Literal[
+    "reload", "restart", "update", "update_config", "clear_cache", "screenshot", "reboot", "skip_content", "pause",
+    "resume", "push_content", "disable", "enable", "clear_override",
+]  # fmt: skip
+
+
+class Command(Struct, rename="camel"):
+    """`ttl` is in seconds, up to 30 days."""
+
+    type: Type
+    command_id: Id | None = None
+    payload: Json | None = None
+    ttl: Annotated[int, Meta(ge=1, le=2_592_000)] | None = None
+
+
+class DeviceCommand(Struct, rename="camel"):
+    device_id: Id
+    command: Command
+
+
+class Broadcast(Struct, rename="camel"):
+    command: Command
+    device_ids: Annotated[list[Id], Meta(min_length=1, max_length=10_000)] | None = None
+    organization_id: Id | None = None
+
+
+class PushPlaylist(Struct, rename="camel"):
+    device_id: Id
+    playlist: Json
+    version: Version | None = None
+
+
+class PushContent(Struct, rename="camel"):
+    """`duration` is in minutes, at most a week."""
+
+    device_id: Id
+    content: Json
+    duration: Annotated[float, Meta(gt=0, le=10_080)] = 5
+
+
+class Notification(Struct, rename="camel"):
+    organization_id: Id
+    notification: Json
+    user_id: Id | None = None
+
+
+class Revocation(Struct, rename="camel"):
+    device_id: Id
+    reason: Reason = "revoked"
+    jti: Id | None = None
+
+
+class Entitlement(Struct, rename="camel"):
+    organization_id: Id
+    state: Literal["suspended", "resumed"]
+    reason: Reason = ""
+
+
+class TokenRefresh(Struct, rename="camel"):
+    device_id: Id
+    token: Annotated[str, Meta(pattern=r"\A[!-~]{1,8192}\Z")]
+
+
+def check(schema: type[Any], data: Any) -> Any:
+    """`data` as `schema`, or `Invalid` with why for each field."""
+    try:
+        return msgspec.convert(data, schema)
+    except msgspec.ValidationError:
+        if data.__class__ is not dict:
+            return Invalid({"body": "expected an object"})
+        return Invalid(_problems(schema, data, ""))
+
+
+def _problems(schema: type[Struct], data: dict[str, Any], path: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for field in msgspec.structs.fields(schema):
+        name = field.encode_name
+        value = data.get(name)
+        if name not in data or (value is None and field.required):
+            if field.required:
+                found[path + name] = "required"
+        elif value.__class__ is dict and isinstance(field.type, type) and issubclass(field.type, Struct):
+            found.update(_problems(field.type, value, f"{path}{name}."))
+        else:
+            try:
+                msgspec.convert(value, field.type)
+            except msgspec.ValidationError as problem:
+                found[path + name] = reason_of(str(problem))
+    return found
