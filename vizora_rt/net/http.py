@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter_ns
 from typing import Any, Final, Protocol, cast
+from urllib.parse import unquote
 
 from vizora_rt import errors, metrics, report
 from vizora_rt.config import Config
@@ -54,12 +55,13 @@ LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
 
 @dataclass(slots=True)
 class Response:
-    """What a route answers."""
+    """What a route answers. `waited`: nanoseconds of it that were spent waiting for a device."""
 
     status: int
     body: bytes = b""
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
+    waited: int = 0
 
 
 Answer = Response | Awaitable[Response]
@@ -80,6 +82,15 @@ def refuse(refusal: Refusal, allow: str = "", **more: object) -> Response:
     elif refusal.status == 405:
         headers = (("Allow", allow or "GET, HEAD"),)  # RFC 9110 section 15.5.6
     return Response(refusal.status, messages.dumps(body), headers=headers)
+
+
+def segments(request: Request) -> list[str]:
+    """The parts of a path, each decoded by itself: an id may hold a slash."""
+    target = request.target.partition("?")[0]
+    if not target.startswith("/"):
+        return request.path.split("/")[1:]
+    parts = [unquote(part) for part in target.split("/")[1:]]
+    return parts[1:] if parts[0] == "api" and len(parts) > 1 else parts
 
 
 class Door(Protocol):
@@ -115,6 +126,14 @@ class Server:
             "/health/ready": {"GET": self._ready},
             "/status": {"GET": self._status},
         }
+        self._patterns: dict[tuple[str, ...], str] = {}
+
+    def add(self, method: str, pattern: str, route: Route) -> None:
+        """Take another route. In a pattern the second part is a placeholder: `/devices/{id}/plays`."""
+        self._routes.setdefault(pattern, {})[method] = route
+        first, second, *rest = pattern.split("/")[1:]
+        if second.startswith("{"):
+            self._patterns[(first, *rest)] = pattern
 
     def exchange(self) -> "Exchange":
         """The protocol of a new TCP connection."""
@@ -126,18 +145,23 @@ class Server:
 
     def answer(self, request: Request, exchange: "Exchange") -> tuple[str, Answer]:
         """The route pattern and the answer."""
-        methods = self._routes.get(request.path)
+        path = request.path
+        methods = self._routes.get(path)
+        if methods is None:
+            first, *rest = segments(request)
+            path = self._patterns.get((first, *rest[1:]), "") if rest and rest[0] else ""
+            methods = self._routes.get(path)
         if methods is None:
             return "unmatched", refuse(errors.NOT_FOUND)
         route = methods.get("GET" if request.method == "HEAD" else request.method)
         if route is None:
             allowed = ", ".join((*methods, "HEAD") if "GET" in methods else methods)
-            return request.path, refuse(errors.METHOD_NOT_ALLOWED, allowed)
+            return path, refuse(errors.METHOD_NOT_ALLOWED, allowed)
         try:
-            return request.path, route(request, exchange)
+            return path, route(request, exchange)
         except Exception as error:
-            log.exception("route failed", error, path=request.path)
-            return request.path, refuse(errors.INTERNAL)
+            log.exception("route failed", error, path=path)
+            return path, refuse(errors.INTERNAL)
 
     def count(self, method: str, path: str, status: int, ns: int) -> None:
         known = self.metrics.method(method)
@@ -410,7 +434,7 @@ class Exchange(asyncio.Protocol):
         """Answer, then go on with what has come meanwhile."""
         transport, parser = self.transport, self._parser
         server = self._server
-        server.count(request.method, path, answer.status, perf_counter_ns() - self._started)
+        server.count(request.method, path, answer.status, perf_counter_ns() - self._started - answer.waited)
         if transport is None or parser is None:
             return
         keep_alive = request.keep_alive and not server.gateway.draining
