@@ -14,13 +14,13 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.rewrite: Callable[[bytes], bytes] = bytes
         self.connections = 0
-        self.port = 0
+        self._server: asyncio.Server | None = None
 
     async def open(self, context: ssl.SSLContext | None = None) -> str:
         """The URL at which it listens."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return f"redis{'s' if context else ''}://127.0.0.1:{self.port}"
+        port = self._server.sockets[0].getsockname()[1]
+        return f"redis{'s' if context else ''}://127.0.0.1:{port}"
 
     def inject(self, data: bytes) -> None:
         """Say something to the clients that the server did not say."""
@@ -32,7 +32,14 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    def hang_up(self) -> None:
+        """Close all connections in good order, after what is being written."""
+        for writer in self._writers:
+            asyncio.get_running_loop().call_soon(writer.close)
+
     async def close(self) -> None:
+        if self._server is None:
+            return
         self._server.close()
         self.cut()
         for task in tuple(self._tasks):

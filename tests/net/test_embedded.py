@@ -163,7 +163,7 @@ def test_stop_of_one_that_hangs(state_dir: Path, begin: Begin) -> None:
     assert not store.alive()
 
 
-def test_death_is_seen_and_restart_brings_everything_back(store: Embedded) -> None:
+def test_death_is_seen_and_restart_brings_everything_back(store: Embedded, capfd: pytest.CaptureFixture[str]) -> None:
     assert tell(store, ("SET", "k", "v")) == [b"OK"]
     pid = store.pid
     os.kill(pid, signal.SIGKILL)
@@ -173,6 +173,7 @@ def test_death_is_seen_and_restart_brings_everything_back(store: Embedded) -> No
         time.sleep(0.005)
     url = store.url
     store.restart()
+    assert '"last": "Ready to accept connections unix", "free_bytes": ' in capfd.readouterr().err
     assert store.alive()
     assert store.pid != pid
     assert store.url == url
@@ -180,6 +181,7 @@ def test_death_is_seen_and_restart_brings_everything_back(store: Embedded) -> No
     # Also instead of one that runs.
     pid = store.pid
     store.restart()
+    assert "had ended" not in capfd.readouterr().err
     assert gone(pid)
     assert tell(store, ("GET", "k")) == [b"v"]
 

@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -118,9 +118,10 @@ def listen_tcp(store: Embedded) -> int:
 
 
 class Heard:
-    """What a link told its owner."""
+    """What links told their owner."""
 
     def __init__(self) -> None:
+        self.links: list[Link] = []
         self.replies: asyncio.Queue[object] = asyncio.Queue()
         self.lost: asyncio.Queue[str] = asyncio.Queue()
 
@@ -129,7 +130,7 @@ class Heard:
             self.replies.put_nowait(reply)
 
     async def connect(self, url: str, *, timeout: float = 5.0, first: tuple[tuple[str, bytes], ...] = ()) -> Link:
-        return await connect(
+        link = await connect(
             Address.parse(url),
             "test",
             self.on_replies,
@@ -138,10 +139,19 @@ class Heard:
             reply_timeout=timeout,
             first=first,
         )
+        self.links.append(link)
+        return link
 
 
-async def test_connect_then_replies_then_lost(redis_url: str) -> None:
+@pytest.fixture
+async def heard() -> AsyncIterator[Heard]:
     heard = Heard()
+    yield heard
+    for link in heard.links:
+        link.drop("the test ended")
+
+
+async def test_connect_then_replies_then_lost(redis_url: str, heard: Heard) -> None:
     link = await heard.connect(redis_url + "?db=2", first=(("SET", pack("SET", "k", "v")),))
     link.transport.write(pack("CLIENT", "GETNAME") + pack("GET", "k") + pack("QUIT"))
     assert [await heard.replies.get() for _ in range(3)] == [b"test", b"v", b"OK"]
@@ -151,21 +161,18 @@ async def test_connect_then_replies_then_lost(redis_url: str) -> None:
     assert heard.lost.empty()
 
 
-async def test_drop_gives_the_first_reason(redis_url: str) -> None:
-    heard = Heard()
+async def test_drop_gives_the_first_reason(redis_url: str, heard: Heard) -> None:
     link = await heard.connect(redis_url)
     link.drop("enough")
     link.drop("more than enough")
     assert await heard.lost.get() == "enough"
 
 
-async def test_what_is_not_resp_ends_the_link(valkey: Embedded) -> None:
-    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
+async def test_what_is_not_resp_ends_the_link(proxy: Proxy, heard: Heard) -> None:
     await heard.connect(await proxy.open())
     proxy.inject(b"+hello\r\nHTTP/1.1 200 OK\r\n")
     assert await heard.replies.get() == b"hello"
     assert "Protocol error" in await heard.lost.get()
-    await proxy.close()
 
 
 @pytest.mark.parametrize(
@@ -179,8 +186,7 @@ async def test_what_is_not_resp_ends_the_link(valkey: Embedded) -> None:
         (lambda data: b"", "timed out"),
     ],
 )
-async def test_a_server_that_cannot_be_used(valkey: Embedded, rewrite: object, complaint: str) -> None:
-    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
+async def test_a_server_that_cannot_be_used(proxy: Proxy, rewrite: object, complaint: str, heard: Heard) -> None:
     assert callable(rewrite)
     proxy.rewrite = rewrite
     url = await proxy.open()
@@ -193,12 +199,9 @@ async def test_a_server_that_cannot_be_used(valkey: Embedded, rewrite: object, c
     assert complaint in str(line.value)
     assert heard.replies.empty()
     assert heard.lost.empty()
-    await proxy.close()
 
 
-async def test_a_server_that_hangs_up_while_greeting(valkey: Embedded) -> None:
-    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
-
+async def test_a_server_that_hangs_up_while_greeting(proxy: Proxy, heard: Heard) -> None:
     def hang_up(data: bytes) -> bytes:
         proxy.cut()
         return b""
@@ -207,24 +210,30 @@ async def test_a_server_that_hangs_up_while_greeting(valkey: Embedded) -> None:
     with pytest.raises(ConnectionError):
         await heard.connect(await proxy.open())
     assert heard.lost.empty()
-    await proxy.close()
 
 
-async def test_courtesies_may_be_refused(own: Embedded) -> None:
+async def test_a_server_that_says_why_it_hangs_up(proxy: Proxy, heard: Heard) -> None:
+    def full(data: bytes) -> bytes:
+        proxy.hang_up()
+        return b"-ERR max number of clients reached\r\n"
+
+    proxy.rewrite = full
+    with pytest.raises(ConnectionError, match="connection closed after ERR max number of clients reached"):
+        await heard.connect(await proxy.open())
+
+
+async def test_courtesies_may_be_refused(own: Embedded, heard: Heard) -> None:
     rules = ("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", "-client|setname", "-role")
     assert tell(own, rules) == [b"OK"]
-    heard = Heard()
     link = await heard.connect(own.url.replace("unix://", "unix://plain:pw@"))
     link.transport.write(pack("CLIENT", "SETNAME", "x") + pack("ACL", "WHOAMI"))
     refused = await heard.replies.get()
     assert isinstance(refused, ReplyError)
     assert refused.code == "NOPERM"
     assert await heard.replies.get() == b"plain"
-    link.drop("closed")
 
 
-async def test_cancelled_while_greeting(valkey: Embedded) -> None:
-    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
+async def test_cancelled_while_greeting(proxy: Proxy, heard: Heard) -> None:
     swallowed = asyncio.Event()
 
     def swallow(data: bytes) -> bytes:
@@ -238,7 +247,6 @@ async def test_cancelled_while_greeting(valkey: Embedded) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert heard.lost.empty()
-    await proxy.close()
 
 
 class TestProbe:
@@ -266,6 +274,13 @@ class TestProbe:
         assert "s3cret" not in str(raised.value)
         with pytest.raises(UnavailableError, match="cannot be used: PING was answered NOAUTH"):
             probe(own.url, 5.0)
+
+    async def test_one_that_is_full(self, own: Embedded, heard: Heard) -> None:
+        assert tell(own, ("CONFIG", "SET", "maxclients", "1")) == [b"OK"]
+        await heard.connect(own.url)
+        # Closed, broken or reset: it depends on who was faster.
+        with pytest.raises(UnavailableError, match=r"cannot be reached: .* after ERR max number of clients reached"):
+            await asyncio.to_thread(probe, own.url, 5.0)
 
     def test_a_replica(self, own: Embedded) -> None:
         assert tell(own, ("REPLICAOF", "127.0.0.1", "1")) == [b"OK"]
@@ -318,10 +333,9 @@ def certificate(tmp_path: Path) -> Path:
     return path
 
 
-async def test_tls(valkey: Embedded, certificate: Path) -> None:
+async def test_tls(proxy: Proxy, certificate: Path, heard: Heard) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, f"{certificate}.key")
-    proxy, heard = Proxy(Address.parse(valkey.url).path), Heard()
     url = await proxy.open(context)
     link = await heard.connect(f"{url}?ca_file={certificate}")
     link.transport.write(pack("PING"))
@@ -336,4 +350,3 @@ async def test_tls(valkey: Embedded, certificate: Path) -> None:
         await heard.connect(url)
     with pytest.raises(UnavailableError, match="No such file"):
         await asyncio.to_thread(probe, f"{url}?ca_file={certificate}.none", 5.0)
-    await proxy.close()

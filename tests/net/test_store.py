@@ -89,7 +89,7 @@ async def make() -> AsyncIterator[Make]:
     yield build
     for bench in benches:
         await bench.store.close(0.1)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert [task for task in asyncio.all_tasks() if "Store." in repr(task.get_coro())] == []
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -323,9 +323,8 @@ class TestLost:
         os.kill(own.pid, signal.SIGCONT)
         await bench.again()
 
-    async def test_slow_is_not_hung(self, valkey: Embedded, make: Make) -> None:
+    async def test_slow_is_not_hung(self, proxy: Proxy, make: Make) -> None:
         """Each reply starts the clock anew, however long the queue."""
-        proxy = Proxy(Address.parse(valkey.url).path)
         bench = make(await proxy.open(), reply_timeout_seconds=0.4)
         store = await bench.start()
         proxy.rewrite = lambda data: b""
@@ -338,8 +337,6 @@ class TestLost:
         await until(lambda: len(replies) == 10)
         assert replies == [b"PONG"] * 10
         assert bench.told == ["up"]
-        await store.close(0.1)
-        await proxy.close()
 
     async def test_a_process_that_was_stopped_finds_its_replies(self, redis_url: str, make: Make) -> None:
         """The loop is blocked for longer than the timeout, as by SIGSTOP or a host without CPU to spare."""
@@ -382,8 +379,7 @@ class TestLost:
         assert all("redis is not up" in line and "s3cret" not in line for line in lines)
         assert bench.told == []
 
-    async def test_reset_by_the_network(self, valkey: Embedded, redis_url: str, make: Make) -> None:
-        proxy = Proxy(Address.parse(valkey.url).path)
+    async def test_reset_by_the_network(self, valkey: Embedded, redis_url: str, make: Make, proxy: Proxy) -> None:
         bench = make(await proxy.open())
         store = await bench.start()
         for _ in range(5):
@@ -398,12 +394,9 @@ class TestLost:
             # Redis did it, and we cannot know: that is what LOST means.
             assert replies == [LOST]
         assert proxy.connections == 6
-        await store.close()
-        await proxy.close()
 
-    async def test_a_reply_that_nobody_asked_for(self, valkey: Embedded, redis_url: str, make: Make) -> None:
+    async def test_a_reply_that_nobody_asked_for(self, proxy: Proxy, redis_url: str, make: Make) -> None:
         """From then on no reply can be trusted to be whose turn it is."""
-        proxy = Proxy(Address.parse(valkey.url).path)
         bench = make(await proxy.open())
         store = await bench.start()
         proxy.inject(b"+surprise\r\n")
@@ -425,11 +418,8 @@ class TestLost:
         assert replies == [b"mine", LOST]
         proxy.rewrite = bytes
         await bench.again()
-        await store.close()
-        await proxy.close()
 
-    async def test_what_is_not_resp(self, valkey: Embedded, redis_url: str, make: Make) -> None:
-        proxy = Proxy(Address.parse(valkey.url).path)
+    async def test_what_is_not_resp(self, proxy: Proxy, redis_url: str, make: Make) -> None:
         bench = make(await proxy.open())
         store = await bench.start()
         proxy.rewrite = lambda data: data + b"garbage\r\n"
@@ -440,8 +430,6 @@ class TestLost:
         assert "Protocol error" in store.reason
         proxy.rewrite = bytes
         await bench.again()
-        await store.close()
-        await proxy.close()
 
 
 class TestNotUsable:

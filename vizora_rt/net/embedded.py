@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -30,6 +31,7 @@ SOCKET_BYTES = 90
 """Of a socket's path. sun_path has 104 bytes on some systems and 108 on others, and Valkey adds a suffix of its own
 while it opens the socket."""
 
+LOG = "valkey.log"
 LOG_BYTES = 10 * 1024 * 1024
 """A log of this size is put aside at the next start, in place of the one put aside before."""
 
@@ -67,6 +69,10 @@ class Embedded:
     def restart(self) -> None:
         """Start it again, after it ended or instead of one that hangs. Raises UnavailableError."""
         with _explained(f"embedded store in {self._directory}"):
+            if not self.alive():
+                # A full disk ends a Valkey that syncs always, and may cut short what its log says about it.
+                free = shutil.disk_usage(self._directory).free
+                log.warning("embedded store had ended", last=_last_line(self._directory / LOG), free_bytes=free)
             self._end(STOP_SECONDS)
             self._start()
 
@@ -111,7 +117,7 @@ class Embedded:
         return False
 
     def _start(self) -> None:
-        logfile = self._directory / "valkey.log"
+        logfile = self._directory / LOG
         if logfile.exists() and logfile.stat().st_size > LOG_BYTES:
             logfile.replace(logfile.with_suffix(".log.1"))
         Path(self._address.path).unlink(missing_ok=True)

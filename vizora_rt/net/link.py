@@ -6,6 +6,7 @@ the same without a loop, for the supervisor and the command line.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -118,6 +119,12 @@ def explain(error: BaseException | None) -> str:
     return one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
+def _with_last_words(reason: str, replies: Sequence[object]) -> str:
+    """A server that is full, or protected, says so and closes."""
+    said = next((f" after {reply.code} {reply.message}" for reply in replies if isinstance(reply, ReplyError)), "")
+    return one_line(reason + said)
+
+
 def one_line(text: str) -> str:
     """What a server said, fit for a log line."""
     return "".join(c if c.isprintable() else " " for c in text[:300]).strip()
@@ -145,7 +152,7 @@ class Link(asyncio.Protocol):
         self.transport.write(b"".join(commands))
         await self._greeted
         if self.reason:
-            raise ConnectionError(self.reason)
+            raise ConnectionError(_with_last_words(self.reason, self._greeting))
         return self._greeting
 
     def drop(self, reason: str) -> None:
@@ -219,13 +226,20 @@ def ask(address: Address, commands: Sequence[bytes], timeout: float) -> list[obj
     deadline = time.monotonic() + timeout
     stream, replies, answered = _socket(address, timeout), Replies(), list[object]()
     with stream:
-        stream.sendall(b"".join(commands))
-        while len(answered) < len(commands):
-            stream.settimeout(max(0.001, deadline - time.monotonic()))
-            data = stream.recv(65536)
-            answered += replies.read(data)
-            if replies.broken or not data:
-                raise ConnectionError(one_line(replies.broken) or "connection closed")
+        try:
+            stream.sendall(b"".join(commands))
+            while len(answered) < len(commands):
+                stream.settimeout(max(0.001, deadline - time.monotonic()))
+                data = stream.recv(65536)
+                answered += replies.read(data)
+                if replies.broken or not data:
+                    raise ConnectionError(one_line(replies.broken) or explain(None))
+        except ConnectionError as error:
+            with contextlib.suppress(OSError):
+                # A server that is full speaks before it is asked; what it said may still be there to read.
+                stream.setblocking(False)
+                answered += replies.read(stream.recv(65536))
+            raise ConnectionError(_with_last_words(explain(error), answered)) from None
     if len(answered) > len(commands):
         raise ConnectionError(UNASKED)
     return answered

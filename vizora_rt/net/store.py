@@ -218,7 +218,7 @@ class Store:
         if self.submit("ping", PING, partial(_resolve, answered)):
             self.up = False
             try:
-                async with asyncio.timeout(timeout or self._config.reply_timeout_seconds):
+                async with asyncio.timeout(self._config.reply_timeout_seconds if timeout is None else timeout):
                     await answered
             except TimeoutError:
                 log.warning("redis did not answer before closing", waiting=len(self._waiting))
