@@ -55,10 +55,8 @@ class ContentErrors:
             text = b'%b,"context":%b}' % (text[:-1], context)
         text = redact(text.decode()).encode()
         ignored = payload.context is not None and context is None
-        tallies = [("content_errors_total", (kind,), 1)]
-        if ignored:
-            tallies.append(("ws_fields_ignored_total", ("content:error", "wrong_type"), 1))
-        done = Outcome(tallies=tuple(tallies))
+        dropped = ("ws_fields_ignored_total", ("content:error", "wrong_type"), int(ignored))
+        done = Outcome(tallies=(("content_errors_total", (kind,), 1), dropped))
 
         def tell(_: object) -> Outcome:
             entry = events.entry("content:error", device.id, device.organization_id, now, text)

@@ -135,11 +135,11 @@ if ARGV[6] == '' then
     end
   end
   local content = string.sub(redis.sha1hex(ARGV[11]), 1, 16)
-  local open, started = {}, nil
+  local open, started, keep = {}, nil, ARGV[8] == '1' and MAX_OPEN - 1 or MAX_OPEN
   for line, key, ms, start in string.gmatch(found[1] or '', '((%x+) (%d+) (%x+)\n)') do
     if key == content then
       if now - ms < OPEN then started = start end
-    elseif #open < MAX_OPEN - 1 and now - ms < OPEN then
+    elseif #open < keep and now - ms < OPEN then
       open[#open + 1] = line
     end
   end

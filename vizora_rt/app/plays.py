@@ -147,9 +147,8 @@ def _limit(name: str, times: int) -> tuple[str, tuple[str, ...], int]:
 
 def _single(reply: list[Any]) -> bytes:
     duplicate = b"true" if reply[3] else b"false"
-    return (
-        b'{"duplicate":%b,"watermark":%d}' % (duplicate, reply[1]) if reply[1] >= 0 else b'{"duplicate":%b}' % duplicate
-    )
+    watermark = b',"watermark":%d' % reply[1] if reply[1] >= 0 else b""
+    return b'{"duplicate":%b%b}' % (duplicate, watermark)
 
 
 def _batch(reply: list[Any]) -> bytes:

@@ -1,0 +1,513 @@
+"""The script against a real Valkey: a model of what it must remember, and a device behind a network that loses acks."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from vizora_rt.app import play_script
+from vizora_rt.app.play_script import DAY_MS, KEEP_DAYS, LISTED_HOLES, MAX_BOOTS, MAX_HOLES, MAX_UNFINISHED, SCRIPT
+from vizora_rt.app.plays import describe
+from vizora_rt.net import embedded
+from vizora_rt.net.embedded import Embedded
+from vizora_rt.net.link import Address, ask
+from vizora_rt.wire.resp import ReplyError, pack
+
+SHA1 = hashlib.sha1(SCRIPT.encode()).hexdigest()
+NOW = 1_795_425_772_550
+TODAY = NOW // DAY_MS
+START, END = 1, 2
+ROOM = 100_000
+
+Entry = dict[str, str]
+
+
+class Table:
+    """One device's plays in Redis."""
+
+    def __init__(self, store: Embedded, device: str = "lobby") -> None:
+        self.address = Address.parse(store.url)
+        self.device = device
+        self.seen, self.stream, self.legacy = (
+            f"vz:{{p:3}}:seen:{device}",
+            "vz:{p:3}:plays",
+            f"vz:{{p:3}}:legacy:{device}",
+        )
+        self.tell(("SCRIPT", "LOAD", SCRIPT))
+
+    def tell(self, *commands: tuple[str | int | bytes, ...]) -> list[Any]:
+        return ask(self.address, [pack(*command) for command in commands], 10.0)
+
+    def run(self, head: Sequence[Any], plays: Sequence[Sequence[Any]]) -> "Said":
+        arguments = (*head, *itertools.chain.from_iterable(plays))
+        (reply,) = self.tell(("EVALSHA", SHA1, 3, self.seen, self.stream, self.legacy, *arguments))
+        assert not isinstance(reply, ReplyError), reply
+        return Said(reply)
+
+    def record(
+        self, *plays: tuple[int, int], boot: str = "b1", now: int = NOW, room: int = ROOM, day: int | None = None
+    ) -> "Said":
+        """Plays as (number, phase)."""
+        rows = [
+            (number, phase, now // DAY_MS if day is None else day, now - 5000, "spot", "list", "30", "100")
+            for number, phase in plays
+        ]
+        return self.run((now, now // DAY_MS, room, self.device, "acme", boot), rows)
+
+    def without(
+        self, content: str, phase: int, at: int | str = "", now: int = NOW, digest: bytes | None = None
+    ) -> "Said":
+        """A play without a number."""
+        digest = digest or hashlib.blake2b(f"{at} {phase} {content}".encode(), digest_size=8).digest()
+        row = (digest, phase, now // DAY_MS, at, content, "", "", "")
+        return self.run((now, now // DAY_MS, ROOM, self.device, "acme", ""), [row])
+
+    def entries(self) -> list[Entry]:
+        (rows,) = self.tell(("XRANGE", self.stream, "-", "+"))
+        return [
+            {name.decode(): value.decode() for name, value in zip(fields[::2], fields[1::2], strict=True)}
+            for _, fields in rows
+        ]
+
+    def described(self, now: int = NOW) -> dict[str, Any]:
+        (reply,) = self.tell(("HGETALL", self.seen))
+        return describe(dict(zip(reply[::2], reply[1::2], strict=True)), now)
+
+    def fields(self, key: str, prefix: bytes) -> list[bytes]:
+        (reply,) = self.tell(("HKEYS", key))
+        return [field for field in reply if field.startswith(prefix)]
+
+
+class Said:
+    """The script's reply by name."""
+
+    def __init__(self, reply: list[Any]) -> None:
+        self.taken = bool(reply[0])
+        if self.taken:
+            (_, self.watermark, self.accepted, self.duplicates, self.plays, self.missing) = reply[:6]
+            (self.holes_lost, self.boots_lost, self.dropped) = reply[6:9]
+            self.holes = [
+                tuple(map(int, pair.split(","))) for pair in reply[9].decode().strip("[]").split("],[") if pair
+            ]
+
+
+@pytest.fixture
+def table(valkey: Embedded, redis_url: str) -> Table:
+    return Table(valkey)
+
+
+def both(*numbers: int) -> list[tuple[int, int]]:
+    return [(number, phase) for number in numbers for phase in (START, END)]
+
+
+def ends(*numbers: int) -> list[tuple[int, int]]:
+    return [(number, END) for number in numbers]
+
+
+class TestNumbered:
+    def test_an_entry_says_all_that_is_known(self, table: Table) -> None:
+        said = table.record((1, START))
+        assert (said.watermark, said.accepted, said.duplicates, said.plays) == (1, 1, 0, 1)
+        assert table.entries() == [
+            {
+                "play_id": "lobby:b1:1",
+                "phase": "start",
+                "device_id": "lobby",
+                "organization_id": "acme",
+                "content_id": "spot",
+                "playlist_id": "list",
+                "client_time": str(NOW - 5000),
+                "server_time": str(NOW),
+                "offset_ms": "5000",
+                "duration": "30",
+                "completion": "100",
+            }
+        ]
+
+    def test_start_and_end_are_one_play(self, table: Table) -> None:
+        assert table.record((1, START)).plays == 1
+        said = table.record((1, END))
+        assert (said.watermark, said.accepted, said.duplicates, said.plays) == (1, 1, 0, 0)
+        assert [entry["play_id"] for entry in table.entries()] == ["lobby:b1:1"] * 2
+        assert table.described()["days"] == {"2026-11-23": 1}
+
+    def test_what_comes_again_is_told_and_not_recorded(self, table: Table) -> None:
+        table.record(*both(1, 2, 3))
+        said = table.record(*both(2, 3, 4))
+        assert (said.watermark, said.accepted, said.duplicates, said.plays) == (4, 2, 4, 1)
+        assert len(table.entries()) == 8
+
+    def test_twice_in_one_batch(self, table: Table) -> None:
+        said = table.record((1, END), (1, END))
+        assert (said.accepted, said.duplicates, said.plays) == (1, 1, 1)
+
+    def test_holes_are_told_and_filled(self, table: Table) -> None:
+        said = table.record(*ends(3, 4, 8))
+        assert (said.watermark, said.missing, said.holes) == (0, 5, [(1, 2), (5, 7)])
+        said = table.record(*ends(6))
+        assert (said.watermark, said.missing, said.holes) == (0, 4, [(1, 2), (5, 5), (7, 7)])
+        said = table.record(*ends(1, 2, 5))
+        assert (said.watermark, said.missing, said.holes) == (6, 1, [(7, 7)])
+        said = table.record((7, START))
+        assert (said.watermark, said.missing, said.holes) == (8, 0, [])
+
+    def test_a_batch_without_plays_asks_and_writes_nothing(self, table: Table) -> None:
+        assert table.record().watermark == 0
+        assert table.tell(("EXISTS", table.seen)) == [0]
+        table.record(*ends(1, 2, 4))
+        said = table.record()
+        assert (said.watermark, said.accepted, said.holes) == (2, 0, [(3, 3)])
+
+    def test_the_largest_number(self, table: Table) -> None:
+        said = table.record((2**53, END))
+        assert (said.watermark, said.missing, said.holes) == (0, 2**53 - 1, [(1, 2**53 - 1)])
+        assert table.record((2**53, END)).duplicates == 1
+        assert table.entries()[0]["play_id"] == f"lobby:b1:{2**53}"
+
+    def test_a_play_without_a_time(self, table: Table) -> None:
+        table.run((NOW, TODAY, ROOM, "lobby", "acme", "b1"), [(1, END, TODAY, "", "spot", "", "", "")])
+        (entry,) = table.entries()
+        assert (entry["client_time"], entry["offset_ms"], entry["duration"]) == ("", "", "")
+
+    def test_boots_are_apart(self, table: Table) -> None:
+        table.record(*ends(1, 3), boot="b1")
+        said = table.record(*ends(1, 4), boot="b2")
+        assert (said.watermark, said.holes, said.missing) == (1, [(2, 3)], 3)
+        assert table.record(*ends(2), boot="b1").missing == 2
+
+    def test_a_day_counts_its_plays_and_is_forgotten(self, table: Table) -> None:
+        table.record(*both(1, 2), day=TODAY - 1)
+        table.record(*both(3))
+        assert table.described()["days"] == {"2026-11-22": 2, "2026-11-23": 1}
+        later = NOW + KEEP_DAYS * DAY_MS
+        table.record(*both(4), now=later)
+        assert table.described(later)["days"] == {"2026-11-23": 1, "2026-12-28": 1}
+
+    def test_the_key_goes_a_day_after_its_last_boot(self, table: Table) -> None:
+        table.record((1, END))
+        (left,) = table.tell(("TTL", table.seen))
+        assert (KEEP_DAYS + 1) * 86_400 - 10 <= left <= (KEEP_DAYS + 1) * 86_400
+        table.tell(("EXPIRE", table.seen, 100))
+        table.record((2, END), now=NOW + 1)
+        assert table.tell(("TTL", table.seen))[0] <= 100  # once a day is enough
+        table.record((3, END), now=NOW + DAY_MS, day=TODAY)
+        assert table.tell(("TTL", table.seen))[0] > 100
+
+
+class TestBounds:
+    def test_the_oldest_of_nine_boots_goes(self, table: Table) -> None:
+        for number in range(MAX_BOOTS):
+            assert table.record((2, END), boot=f"b{number}", now=NOW + number).boots_lost == 0
+        table.record((1, START), boot="b0", now=NOW + 100)
+        said = table.record((1, END), boot="new", now=NOW + 200)
+        assert (said.boots_lost, said.missing) == (1, MAX_BOOTS - 2)
+        boots = [boot["boot"] for boot in table.described()["boots"]]
+        assert boots == ["new", "b0", *(f"b{number}" for number in range(MAX_BOOTS - 1, 1, -1))]
+
+    def test_a_boot_is_kept_35_days_after_its_last_play(self, table: Table) -> None:
+        table.record(*ends(1, 3), boot="old")
+        just = NOW + KEEP_DAYS * DAY_MS - 1
+        assert table.record((1, END), boot="old", now=just).duplicates == 1
+        said = table.record((1, END), boot="old", now=just + KEEP_DAYS * DAY_MS)
+        assert (said.duplicates, said.missing, said.boots_lost) == (0, 0, 0)
+
+    def test_boots_that_are_too_old_are_nobody_s_loss(self, table: Table) -> None:
+        for number in range(MAX_BOOTS):
+            table.record((2, END), boot=f"b{number}")
+        later = NOW + KEEP_DAYS * DAY_MS
+        said = table.record((1, END), boot="new", now=later)
+        assert (said.boots_lost, said.missing) == (0, 0)
+        assert table.fields(table.seen, b"b:") == [b"b:new"]
+
+    def test_past_a_thousand_holes_the_oldest_is_declared_lost(self, table: Table) -> None:
+        said = table.record(*ends(*range(3, 3 + 2 * MAX_HOLES, 2)))
+        assert (said.watermark, said.holes_lost, said.missing) == (0, 0, MAX_HOLES + 1)
+        assert (len(said.holes), said.holes[0], said.holes[1]) == (LISTED_HOLES, (1, 2), (4, 4))
+        said = table.record((2003, END))
+        assert (said.watermark, said.holes_lost, said.missing) == (3, 1, MAX_HOLES)
+        assert said.holes[0] == (4, 4)
+        (boot,) = table.described()["boots"]
+        assert (boot["lost"], len(boot["holes"]), boot["watermark"]) == (2, MAX_HOLES, 3)
+        assert table.record((1, END)).duplicates == 1
+        assert table.record((4, END)).watermark == 5
+
+    def test_plays_that_never_end_take_no_more_than_a_hundred_do(self, table: Table) -> None:
+        for number in range(1, 4 * MAX_UNFINISHED, 2):
+            said = table.record((number, START), *both(number + 1))
+            assert said.missing == said.holes_lost == 0
+        (value,) = table.tell(("HGET", table.seen, "b:b1"))
+        assert value.count(b":") <= 2 * MAX_UNFINISHED + 1
+        newest = 4 * MAX_UNFINISHED - 1
+        assert table.record((newest, END)).accepted == 1
+        assert table.record((1, END)).duplicates == 1
+
+    def test_without_readers_the_oldest_entries_go_and_are_counted(self, table: Table) -> None:
+        for number in range(1, 501):
+            assert table.record((number, END), room=500).dropped == 0
+        said = table.record((501, END), room=500)
+        assert (said.taken, said.dropped) == (True, 6)
+        assert table.entries()[0]["play_id"] == "lobby:b1:7"
+        assert len(table.entries()) == 495
+
+    def test_a_batch_larger_than_the_room_is_taken(self, table: Table) -> None:
+        table.record((1, END), room=3)
+        said = table.record(*ends(*range(2, 12)), room=3)
+        assert (said.taken, said.dropped, len(table.entries())) == (True, 1, 10)
+
+    def test_behind_a_reader_that_lags_nothing_is_taken_and_nothing_changed(self, table: Table) -> None:
+        table.tell(("XGROUP", "CREATE", table.stream, "billing", "0", "MKSTREAM"))
+        table.record(*ends(*range(1, 101)), room=100)
+        before = table.tell(("HGETALL", table.seen), ("XLEN", table.stream))
+        assert not table.record((101, END), room=100).taken
+        assert not table.record((1, END), room=100).taken
+        assert table.tell(("HGETALL", table.seen), ("XLEN", table.stream)) == before
+        assert table.record(room=100).watermark == 100
+
+    def test_what_all_readers_have_acknowledged_makes_room(self, table: Table) -> None:
+        table.tell(*(("XGROUP", "CREATE", table.stream, group, "0", "MKSTREAM") for group in ("billing", "audit")))
+        table.record(*ends(*range(1, 101)), room=100)
+        ids = [row[0] for row in table.tell(("XRANGE", table.stream, "-", "+"))[0]]
+        read = ("COUNT", 50, "STREAMS", table.stream, ">")
+        table.tell(("XREADGROUP", "GROUP", "billing", "r", *read), ("XREADGROUP", "GROUP", "audit", "r", *read))
+        table.tell(("XACK", table.stream, "billing", *ids[:50]), ("XACK", table.stream, "audit", *ids[:20]))
+        said = table.record((101, END), room=100)
+        assert (said.taken, said.dropped) == (True, 0)
+        left = [row[0] for row in table.tell(("XRANGE", table.stream, "-", "+"))[0]]
+        assert left[:-1] == ids[20:]
+        table.tell(("XACK", table.stream, "audit", *ids[20:50]))
+        assert table.record(*ends(*range(102, 150)), room=100).taken
+        assert table.tell(("XRANGE", table.stream, "-", "+", "COUNT", 1))[0][0][0] == ids[49]
+
+    def test_room_beside_a_reader_that_has_read_nothing_yet(self, table: Table) -> None:
+        table.tell(("XGROUP", "CREATE", table.stream, "billing", "$", "MKSTREAM"))
+        for number in range(1, 101):
+            assert table.record((number, END), room=100).taken
+        assert not table.record((101, END), room=100).taken
+
+
+class TestWithoutNumbers:
+    def test_known_by_content_and_time(self, table: Table) -> None:
+        assert table.without("spot", END, NOW).accepted == 1
+        said = table.without("spot", END, NOW)
+        assert (said.accepted, said.duplicates, said.plays, said.watermark, said.missing) == (0, 1, 0, -1, -1)
+        assert table.without("spot", END, NOW + 1).accepted == 1
+        assert table.without("other", END, NOW).accepted == 1
+        assert len(table.entries()) == 3
+
+    def test_for_48_hours_at_least_and_a_day_more_at_most(self, table: Table) -> None:
+        table.without("spot", END, NOW)
+        assert table.without("spot", END, NOW, now=NOW + 48 * 3_600_000).duplicates == 1
+        (left,) = table.tell(("TTL", table.legacy))
+        assert 48 * 3600 < left <= 72 * 3600
+        assert table.without("spot", END, NOW, now=NOW + 72 * 3_600_000).accepted == 1
+
+    def test_old_days_are_forgotten(self, table: Table) -> None:
+        for day in range(10):
+            now = NOW + day * DAY_MS
+            for minute in range(0, 60, 10):
+                table.without("spot", END, now + minute * 60_000, now=now)
+        assert len(table.fields(table.legacy, b"2")) == 3 * 6
+
+    def test_a_clock_that_jumps_makes_no_more_than_its_buckets(self, table: Table) -> None:
+        for at in range(1000):
+            table.without("spot", END, at * 600_000)
+        assert len(table.fields(table.legacy, b"2")) == 288
+
+    def test_digests_of_a_bucket_are_bounded(self, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+        small = SCRIPT.replace(f"MAX_DIGESTS = {play_script.MAX_DIGESTS}", "MAX_DIGESTS = 3")
+        monkeypatch.setattr(f"{__name__}.SHA1", hashlib.sha1(small.encode()).hexdigest())
+        table.tell(("SCRIPT", "LOAD", small))
+        for at in range(5):
+            assert table.without("spot", END, at).accepted == 1
+        assert [table.without("spot", END, at).duplicates for at in (4, 3, 2)] == [1, 1, 1]
+        assert table.without("spot", END, 0).accepted == 1
+
+    def test_no_digest_is_found_across_two(self, table: Table) -> None:
+        table.without("spot", END, 1, digest=b"aaaabbbb")
+        table.without("spot", END, 2, digest=b"ccccdddd")
+        assert table.without("spot", END, 3, digest=b"bbbbcccc").accepted == 1
+        assert table.without("spot", END, 4, digest=b"ccccdddd").duplicates == 1
+
+    def test_an_end_closes_the_open_start(self, table: Table) -> None:
+        assert table.without("spot", START, NOW).plays == 1
+        assert table.without("spot", END, NOW + 30_000, now=NOW + 30_000).plays == 0
+        first, second = table.entries()
+        assert first["play_id"] == second["play_id"]
+        assert (first["phase"], second["phase"]) == ("start", "end")
+        assert table.without("spot", END, NOW + 60_000).plays == 1
+        assert table.entries()[2]["play_id"] != first["play_id"]
+
+    def test_the_latest_start_is_closed(self, table: Table) -> None:
+        table.without("spot", START, NOW)
+        table.without("spot", START, NOW + 1)
+        table.without("other", START, NOW + 2)
+        assert table.without("spot", END, NOW + 3).plays == 0
+        ids = [entry["play_id"] for entry in table.entries()]
+        assert ids[3] == ids[1] != ids[0]
+        assert table.without("spot", END, NOW + 4).plays == 1
+
+    def test_a_start_is_open_for_a_day(self, table: Table) -> None:
+        table.without("spot", START, NOW)
+        assert table.without("spot", END, NOW + 1, now=NOW + DAY_MS).plays == 1
+        table.without("other", START, NOW)
+        assert table.without("other", END, NOW + 1, now=NOW + DAY_MS - 1).plays == 0
+
+    def test_open_starts_are_bounded(self, table: Table) -> None:
+        for number in range(play_script.MAX_OPEN + 1):
+            table.without(f"spot-{number}", START, NOW)
+        assert table.without("spot-0", END, NOW + 1).plays == 1
+        assert table.without("spot-1", END, NOW + 1).plays == 0
+
+    def test_without_a_time_each_is_its_own(self, table: Table) -> None:
+        assert table.without("spot", END, digest=b"12345678").accepted == 1
+        assert table.without("spot", END, digest=b"87654321").accepted == 1
+        assert [entry["play_id"] for entry in table.entries()] == [
+            "lobby::3132333435363738",
+            "lobby::3837363534333231",
+        ]
+
+    def test_a_time_before_the_epoch(self, table: Table) -> None:
+        assert table.without("spot", END, -5).accepted == 1
+        assert table.without("spot", END, -5).duplicates == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batches=st.lists(
+        st.lists(st.tuples(st.integers(1, 30), st.sampled_from([START, END])), min_size=1, max_size=12), max_size=12
+    )
+)
+def test_runs_say_what_a_set_would(table: Table, batches: list[list[tuple[int, int]]]) -> None:
+    table.tell(("FLUSHALL",))
+    known: set[tuple[int, int]] = set()
+    for batch in batches:
+        said = table.record(*batch)
+        before = len(known)
+        known |= set(batch)
+        numbers = {number for number, _ in known}
+        missing = set(range(1, max(numbers) + 1)) - numbers
+        assert said.accepted == len(known) - before
+        assert said.duplicates == len(batch) - said.accepted
+        assert said.watermark == (min(missing) - 1 if missing else max(numbers))
+        assert {n for low, high in said.holes for n in range(low, high + 1)} == missing
+        assert said.missing == len(missing)
+    found = {(int(e["play_id"].rpartition(":")[2]), START if e["phase"] == "start" else END) for e in table.entries()}
+    assert found == known
+    assert len(table.entries()) == len(known)
+    if known:
+        assert sum(table.described()["days"].values()) == len({number for number, _ in known})
+
+
+class Network(RuleBasedStateMachine):
+    """A device, a network that loses, repeats and reorders, and a Redis that is killed. The gateway is the script."""
+
+    store: Embedded
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table(self.store)
+        self.table.tell(("FLUSHALL",), ("SCRIPT", "LOAD", SCRIPT))
+        self.boots = 0
+        self.now = NOW
+        self.reboot()
+        self.played: set[tuple[str, int, int]] = set()
+        self.recorded: set[tuple[str, int, int]] = set()
+        self.lost: set[tuple[str, int]] = set()
+        self.in_flight: list[tuple[str, list[tuple[int, int]]]] = []
+
+    @rule()
+    @precondition(lambda self: self.boots < MAX_BOOTS)
+    def reboot(self) -> None:
+        """Its queue was in memory: what was not sent is gone for good."""
+        self.boots += 1
+        self.boot = f"boot-{self.boots}"
+        self.number = 0
+        self.queue: list[tuple[int, int]] = []
+
+    @rule(ended=st.booleans(), started=st.booleans())
+    def play(self, started: bool, ended: bool) -> None:
+        self.number += 1
+        phases = [START] * started + [END] * (ended or not started)
+        self.queue += [(self.number, phase) for phase in phases]
+        self.played |= {(self.boot, self.number, phase) for phase in phases}
+
+    @rule()
+    def lose_one(self) -> None:
+        """A play that the player numbered and never sends: a gap that must be told."""
+        self.number += 1
+        self.lost.add((self.boot, self.number))
+
+    @rule(count=st.integers(1, 6), again=st.booleans())
+    @precondition(lambda self: self.queue)
+    def send(self, count: int, again: bool) -> None:
+        self.in_flight.append((self.boot, self.queue[:count]))
+        if again:
+            self.in_flight.append((self.boot, self.queue[:count]))
+
+    @rule(data=st.data(), ack_lost=st.booleans())
+    @precondition(lambda self: self.in_flight)
+    def arrive(self, data: st.DataObject, ack_lost: bool) -> None:
+        """Any of the batches on their way, in any order; the device keeps what is not acked."""
+        boot, batch = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
+        self.now += 1000
+        said = self.table.record(*batch, boot=boot, now=self.now)
+        new = {(boot, number, phase) for number, phase in batch}
+        assert said.duplicates == len(new & self.recorded)
+        assert said.accepted == len(new - self.recorded)
+        self.recorded |= new
+        numbers = {number for of, number, _ in self.recorded if of == boot}
+        gaps = set(range(1, max(numbers) + 1)) - numbers
+        assert {n for low, high in said.holes for n in range(low, high + 1)} == gaps
+        if boot == self.boot and not ack_lost:
+            self.queue = [play for play in self.queue if play not in batch]
+
+    @rule()
+    def network_breaks(self) -> None:
+        self.in_flight.clear()
+
+    @rule()
+    def redis_restarts(self) -> None:
+        """What was acked is on the disk."""
+        self.store._end(0)  # SIGKILL
+        self.store.restart()
+        self.table.tell(("SCRIPT", "LOAD", SCRIPT))
+
+    @invariant()
+    def recorded_equals_played(self) -> None:
+        entries = [(*entry["play_id"].split(":")[1:], entry["phase"]) for entry in self.table.entries()]
+        wanted = {(boot, str(number), "start" if phase == START else "end") for boot, number, phase in self.recorded}
+        assert len(entries) == len(wanted)
+        assert set(entries) == wanted
+        assert self.recorded <= self.played
+
+    def teardown(self) -> None:
+        """The network is mended and the device sends all it has: what is missing now are the gaps alone."""
+        if self.queue:
+            self.table.record(*self.queue, boot=self.boot, now=self.now)
+            self.recorded |= {(self.boot, number, phase) for number, phase in self.queue}
+        self.recorded_equals_played()
+        described = self.table.described(self.now)
+        assert sum(described["days"].values()) == len({(boot, number) for boot, number, _ in self.recorded})
+        assert {(b, n, p) for b, n, p in self.played if b == self.boot} <= self.recorded
+        for boot in described["boots"]:
+            if boot["boot"] == self.boot:
+                reported = {n for low, high in boot["holes"] for n in range(low, high + 1)}
+                gaps = {number for of, number in self.lost if of == self.boot and number < boot["newest"]}
+                assert reported == gaps
+
+
+@pytest.fixture
+def own(tmp_path: Any) -> Iterator[Embedded]:
+    store = embedded.start(tmp_path)
+    yield store
+    store.stop()
+
+
+def test_a_device_and_its_network(own: Embedded) -> None:
+    machine = type("Machine", (Network,), {"store": own})
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40, deadline=None))
