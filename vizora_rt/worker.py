@@ -26,6 +26,8 @@ from vizora_rt.errors import StartupError
 from vizora_rt.metrics import Metrics
 from vizora_rt.net import channel
 from vizora_rt.net.channel import Message
+from vizora_rt.net.control import Control
+from vizora_rt.net.control_routes import Routes
 from vizora_rt.net.gateway import Gateway
 from vizora_rt.net.http import Server
 from vizora_rt.net.store import Store
@@ -181,6 +183,8 @@ class Worker:
         self._store = Store(self._config.redis, redis_url, self._metrics, name=f"vizora-worker-{index}")
         self._gateway = Gateway(self._config, index, node, redis_url, self._metrics, self._wheel, self._store)
         self._http = Server(self._config, self._gateway, self._metrics, self._wheel, self._store, self.ask)
+        control = Control(self._config.auth.internal_api_secret, self._http, self._store)
+        Routes(control, self._gateway, self._store)
 
     async def _connect_store(self) -> None:
         """Wait for Redis, so that the first clients are not refused; but not for long, it may be away."""

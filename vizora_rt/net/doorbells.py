@@ -99,9 +99,9 @@ class Doorbells:
         organization, word = bell["organizationId"], bell["tenant"]
         suspended = self._state.suspended
         if word == "suspended":
-            suspended.add(organization)
+            suspended[organization] = bell.get("reason") or ""
         else:
-            suspended.discard(organization)
+            suspended.pop(organization, None)
         screens = list(self._state.screens.get(organization, ()))
         self._notices.send(screens, f"tenant:{word}", messages.dumps({"reason": bell.get("reason") or ""}))
         if word != "suspended":

@@ -256,5 +256,10 @@ def _place(reply: object) -> Place | None:
     if not isinstance(reply, list):
         return None
     code, owner, expired = reply
+    return Place(code, place_of(owner), [parse_line(each) for each in expired])
+
+
+def place_of(owner: bytes | None) -> tuple[str, int] | None:
+    """Node and worker in an owner key."""
     parts = owner.decode().split(" ") if owner else []
-    return Place(code, (parts[1], int(parts[2])) if len(parts) == 4 else None, [parse_line(each) for each in expired])
+    return (parts[1], int(parts[2])) if len(parts) == 4 else None

@@ -85,6 +85,15 @@ class Orders:
 
         return await self._place(devices, entry, before, put)
 
+    async def token(self, device: str, entry: Entry, known: bool) -> Tally:
+        """Have a device get a new token. It is `delivered` when it is written to the connection: nobody acks it."""
+        line = entry.line()
+
+        def put(device: str, done: Callable[[Place | None], None]) -> bool:
+            return self._ledger.enqueue(device, entry, line, known, done)
+
+        return await self._place([device], entry, {}, put)
+
     async def playlist(self, device: str, entry: Entry, version: str) -> Tally:
         """Make a playlist a device's current one."""
 

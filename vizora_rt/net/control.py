@@ -1,0 +1,201 @@
+"""The control API: what backends ask of the gateway over HTTP. Guard, body, idempotency and audit of every call.
+
+A call is refused before anything is done, or it is done and one line of the log says so. What the calls do is in
+`control_routes`.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from vizora_rt import errors, report
+from vizora_rt.app.auth import valid_id
+from vizora_rt.errors import Refusal
+from vizora_rt.net.http import Exchange, Response, Server, refuse, segments
+from vizora_rt.net.store import LOST, Store
+from vizora_rt.wire import bodies, messages, resp
+from vizora_rt.wire.http import Request
+from vizora_rt.wire.messages import Invalid
+from vizora_rt.wire.resp import ReplyError
+
+log = report.logger("control")
+
+KEY_HEADER: Final = "x-internal-api-key"
+IDEMPOTENCY_HEADER: Final = "idempotency-key"
+
+KEPT_SECONDS: Final = 86_400
+UNDER_WAY_SECONDS: Final = 30
+"""A worker that dies in a call leaves its key locked for so long; a call takes 5 s at most."""
+
+
+class RefusedError(Exception):
+    """A call cannot be done. Caught where it is answered."""
+
+    def __init__(self, refusal: Refusal, **more: Any) -> None:
+        self.refusal = refusal
+        self.more = more
+
+
+@dataclass(slots=True)
+class Call:
+    """One call: its body as its schema, the id in its path, and what the audit line shall name."""
+
+    request: Request
+    body: Any
+    argument: str
+    key: str
+    fingerprint: str
+    audit: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def derived_id(self) -> str:
+        """An id that a repetition of the call has too; empty without an idempotency key."""
+        return hashlib.sha256(f"{self.key} {self.fingerprint}".encode()).hexdigest()[:32] if self.key else ""
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+class Asker:
+    """The store for calls: replies are awaited, and what is no answer ends the call."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def up(self) -> bool:
+        return self._store.up
+
+    async def ask(self, *commands: bytes) -> list[Any]:
+        """The replies to commands that are sent together."""
+        submit = self._store.submit
+        return [await each for each in [self._begin(partial(submit, "other", command)) for command in commands]]
+
+    async def script(self, name: str, keys: tuple[str, ...], args: tuple[bytes | str | int, ...]) -> Any:
+        """The reply of a registered script."""
+        return await self._begin(partial(self._store.eval, name, keys, args))
+
+    def _begin(self, submit: Callable[[Callable[[object], None]], bool]) -> asyncio.Future[Any]:
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def on_reply(reply: object) -> None:
+            if answered.done():
+                return  # the caller has gone
+            if isinstance(reply, ReplyError):
+                answered.set_exception(RefusedError(errors.STORE_UNAVAILABLE))
+            else:
+                answered.set_result(reply)
+
+        if not submit(on_reply):
+            on_reply(LOST)
+        return answered
+
+
+class Control:
+    """The calls of one worker."""
+
+    def __init__(self, secret: str, server: Server, store: Store) -> None:
+        self._secret = secret.encode()
+        self._server = server
+        self._store = store
+        self.asker = Asker(store)
+
+    def add(
+        self, method: str, pattern: str, handler: Handler, schema: type[Any] | None = None, changes: bool | None = None
+    ) -> None:
+        """Take a route. With a schema there must be a body; a call that changes something is audited."""
+        changing = method != "GET" if changes is None else changes
+
+        def route(request: Request, exchange: Exchange) -> Response | Awaitable[Response]:
+            if not self._allowed(request):
+                return refuse(errors.API_KEY_INVALID)
+            return self._serve(request, exchange, pattern, handler, schema, changing)
+
+        self._server.add(method, pattern, route)
+
+    def _allowed(self, request: Request) -> bool:
+        given = request.headers.get(KEY_HEADER, "").encode("latin-1", "replace")
+        return bool(self._secret) and hmac.compare_digest(given, self._secret)
+
+    async def _serve(
+        self,
+        request: Request,
+        exchange: Exchange,
+        pattern: str,
+        handler: Handler,
+        schema: type[Any] | None,
+        changing: bool,
+    ) -> Response:
+        call: Call | None = None
+        try:
+            call = self._call(request, pattern, schema)
+            if not self._store.up:
+                raise RefusedError(errors.STORE_UNAVAILABLE)
+            response = await (self._once(call, handler) if call.key and changing else handler(call))
+        except RefusedError as refused:
+            response = refuse(refused.refusal, **refused.more)
+        if changing and call is not None:
+            log.info(
+                "audit",
+                method=request.method,
+                path=pattern,
+                status=response.status,
+                address=exchange.address,
+                idempotency=call.key,
+                **call.audit,
+            )
+        return response
+
+    def _call(self, request: Request, pattern: str, schema: type[Any] | None) -> Call:
+        body: Any = None
+        if schema is not None:
+            try:
+                data = messages.loads(request.body)
+            except messages.JSONError:
+                raise RefusedError(errors.INVALID_BODY, details={"body": "expected JSON"}) from None
+            body = bodies.check(schema, data)
+            if isinstance(body, Invalid):
+                raise RefusedError(errors.INVALID_BODY, details=body.details)
+        argument = segments(request)[1] if "{" in pattern else ""
+        if argument and not valid_id(argument):
+            raise RefusedError(errors.NOT_FOUND)
+        key = request.headers.get(IDEMPOTENCY_HEADER, "")
+        if key and not valid_id(key):
+            why = "expected 1 to 128 printable characters without space or braces"
+            raise RefusedError(errors.INVALID_BODY, details={"Idempotency-Key": why})
+        parts = (request.method.encode(), request.path.encode(), request.query.encode(), request.body)
+        return Call(request, body, argument, key, hashlib.sha256(b"\n".join(parts)).hexdigest())
+
+    async def _once(self, call: Call, handler: Handler) -> Response:
+        """Do a call once: the same key and the same request get the same answer for a day."""
+        name = f"vz:{{i:{call.key}}}"
+        before = await self.asker.script("idempotency", (name,), (call.fingerprint, UNDER_WAY_SECONDS))
+        if before:
+            request, answer = before
+            if request.decode() != call.fingerprint:
+                raise RefusedError(errors.KEY_REUSED)
+            if answer is None:
+                raise RefusedError(errors.IN_PROGRESS)
+            status, _, body = answer.partition(b"\n")
+            return Response(int(status), body)
+        try:
+            response = await handler(call)
+        except RefusedError as refused:
+            response = refuse(refused.refusal, **refused.more)
+        if response.status >= 500 or response.status == errors.LEDGER_FULL.status:
+            # It may be tried again, with the same key.
+            self._store.submit("other", resp.pack("DEL", name))
+        else:
+            answer = b"%d\n%b" % (response.status, response.body)
+            self._store.submit("other", resp.pack("HSET", name, "answer", answer))
+            self._store.submit("expire", resp.pack("EXPIRE", name, KEPT_SECONDS))
+        return response
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

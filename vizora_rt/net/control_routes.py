@@ -1,0 +1,361 @@
+"""The calls of the control API, each a few lines between a checked body and the ledger, a key or a doorbell.
+
+Past 300 lines because protocol.md's table has nineteen routes.
+"""
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Final
+
+from vizora_rt import errors
+from vizora_rt.app import commands, screenshots
+from vizora_rt.app.auth import valid_id
+from vizora_rt.app.commands import DEFAULT_TTL, MAX_PAYLOAD, PLAYLIST, TOKEN, TOKEN_TTL, Entry, key
+from vizora_rt.net import devices
+from vizora_rt.net.control import Call, Control, RefusedError, now_ms
+from vizora_rt.net.gateway import Gateway
+from vizora_rt.net.http import Response
+from vizora_rt.net.ledger import command_key, place_of
+from vizora_rt.net.orders import Tally
+from vizora_rt.net.plays import plays_of
+from vizora_rt.net.store import Store
+from vizora_rt.wire import bodies, messages, resp
+
+MOST_DEVICES: Final = 10_000
+SHOWN_FAILURES: Final = 100
+
+
+class Routes:
+    """Registers the calls of one worker, and answers them."""
+
+    def __init__(self, control: Control, gateway: Gateway, store: Store) -> None:
+        self._gateway = gateway
+        self._store = store
+        self._ask = control.asker.ask
+        add = control.add
+        add("POST", "/push/playlist", self.push_playlist, bodies.PushPlaylist)
+        add("POST", "/push/content", self.push_content, bodies.PushContent)
+        add("POST", "/commands/broadcast", self.broadcast, bodies.Broadcast)
+        add("POST", "/internal/command", self.command, bodies.DeviceCommand)
+        add("GET", "/commands/{commandId}", self.command_states)
+        add("POST", "/notifications/broadcast", self.notify, bodies.Notification)
+        add("POST", "/internal/device-revoked", self.revoke, bodies.Revocation)
+        add("DELETE", "/internal/device-revoked", self.restore)
+        add("POST", "/internal/tenant-entitlement", self.entitle, bodies.Entitlement)
+        add("POST", "/internal/token-refresh", self.refresh_token, bodies.TokenRefresh)
+        add("GET", "/devices/{id}", self.device)
+        add("DELETE", "/devices/{id}", self.erase)
+        add("GET", "/organizations/{id}/devices", self.devices)
+        add("GET", "/devices/{id}/plays", self.plays)
+        add("GET", "/screenshots/{requestId}", self.screenshot)
+
+    # Commands and playlists
+
+    async def push_playlist(self, call: Call) -> Response:
+        body: bodies.PushPlaylist = call.body
+        now = now_ms()
+        version = body.version or iso(now)
+        data = written("playlist", commands.playlist_body, body.playlist, version, "push", iso(now))
+        entry = Entry(call.derived_id or uuid.uuid4().hex, PLAYLIST, 0, now, self._gateway.orders.asker, data)
+        call.audit = {"device_id": body.device_id, "version": version}
+        tally = await self._gateway.orders.playlist(body.device_id, entry, version)
+        return outcome(tally, body.device_id, version=version)
+
+    async def push_content(self, call: Call) -> Response:
+        body: bodies.PushContent = call.body
+        payload = {"content": body.content, "duration": body.duration}
+        return await self._one(call, body.device_id, bodies.Command("push_content", payload=payload), "content")
+
+    async def command(self, call: Call) -> Response:
+        body: bodies.DeviceCommand = call.body
+        return await self._one(call, body.device_id, body.command, "command.payload")
+
+    async def broadcast(self, call: Call) -> Response:
+        body: bodies.Broadcast = call.body
+        if (body.device_ids is None) is (body.organization_id is None):
+            raise RefusedError(errors.INVALID_BODY, details={"deviceIds": "expected this or organizationId"})
+        targets = list(dict.fromkeys(body.device_ids or ())) or await self._members(body.organization_id or "")
+        if body.command.type == "screenshot" and len(targets) > 1:
+            why = "a picture is asked of one device: POST /internal/command"
+            raise RefusedError(errors.INVALID_BODY, details={"command.type": why})
+        entry, tally = await self._issue(call, targets, body.command, "command.payload")
+        call.audit |= {"organization_id": body.organization_id, "devices": len(targets)}
+        failed = len(tally.failures)
+        answer = {
+            "success": not failed,
+            "devicesOnline": tally.online,
+            "delivered": tally.delivered,
+            "queued": tally.queued,
+            "failed": failed,
+            "commandIds": [entry.id],
+            "message": f"{tally.delivered} of {len(targets)} devices acked",
+        }
+        if failed:
+            answer["failures"] = dict(list(tally.failures.items())[:SHOWN_FAILURES])
+        return Response(202 if tally.queued else 200, messages.dumps(answer), waited=tally.waited)
+
+    async def _one(self, call: Call, device_id: str, command: bodies.Command, where: str) -> Response:
+        entry, tally = await self._issue(call, [device_id], command, where)
+        call.audit |= {"device_id": device_id}
+        return outcome(tally, device_id, commandId=entry.id)
+
+    async def _issue(
+        self, call: Call, targets: Sequence[str], command: bodies.Command, where: str
+    ) -> tuple[Entry, Tally]:
+        """Put a command before devices. One with an id of the caller's, or of a repeated call, is put once."""
+        now = now_ms()
+        command_id = command.command_id or call.derived_id
+        known, command_id = bool(command_id), command_id or uuid.uuid4().hex
+        payload, expires = command.payload, now + (command.ttl or DEFAULT_TTL) * 1000
+        if command.type == "screenshot":
+            payload = await self._expect_screenshot(targets[0], payload or {}, command_id, expires - now)
+        data = written(where, commands.command_body, command_id, command.type, payload, iso(now), iso(expires))
+        if len(data) > MAX_PAYLOAD:
+            raise RefusedError(errors.INVALID_BODY, details={where: f"expected at most {MAX_PAYLOAD} bytes"})
+        asker = self._gateway.orders.asker
+        entry = Entry(command_id, command.type, expires, now, asker, data)
+        fingerprint = sha256(messages.dumps([command.type, payload])).hexdigest()
+        before = await self._states(command_id, fingerprint) if known else {}
+        call.audit = {"command": command.type, "command_id": command_id}
+        return entry, await self._gateway.orders.command(targets, entry, known, before, fingerprint)
+
+    async def _states(self, command_id: str, fingerprint: str) -> dict[str, str]:
+        """What a command with this id has led to, by device."""
+        (reply,) = await self._ask(resp.pack("HGETALL", command_key(command_id)))
+        record = fields(reply)
+        if record and record.get("fingerprint") != fingerprint:
+            raise RefusedError(errors.COMMAND_EXISTS, commandId=command_id)
+        return {name[2:]: value.split(" ")[0] for name, value in record.items() if name.startswith("d:")}
+
+    async def _members(self, organization_id: str) -> list[str]:
+        (reply,) = await self._ask(resp.pack("ZREVRANGE", f"vz:{{o:{organization_id}}}:devices", 0, MOST_DEVICES))
+        if not reply:
+            raise RefusedError(errors.NOT_FOUND, details={"organizationId": "has no devices"})
+        if len(reply) > MOST_DEVICES:
+            why = f"has more than {MOST_DEVICES} devices: name them in deviceIds"
+            raise RefusedError(errors.INVALID_BODY, details={"organizationId": why})
+        return [member.decode() for member in reply]
+
+    async def _expect_screenshot(
+        self, device_id: str, payload: dict[str, Any], command_id: str, life: int
+    ) -> dict[str, Any]:
+        """A picture is taken from the device that was asked for it, under the id that it was asked with."""
+        request_id = payload.setdefault("requestId", command_id)
+        if not valid_id(request_id):
+            raise RefusedError(errors.INVALID_BODY, details={"command.payload.requestId": "expected an id"})
+        name = screenshots.key(request_id)
+        (old,) = await self._ask(resp.pack("HGET", name, "device"))
+        if old is not None and old != device_id.encode():
+            details = {"command.payload.requestId": "is another device's"}
+            raise RefusedError(errors.INVALID_BODY, details=details)
+        seconds = life // 1000 + screenshots.KEPT_SECONDS
+        await self._ask(resp.pack("HSET", name, "device", device_id), resp.pack("EXPIRE", name, seconds))
+        return payload
+
+    async def command_states(self, call: Call) -> Response:
+        (reply,) = await self._ask(resp.pack("HGETALL", command_key(call.argument)))
+        record = fields(reply)
+        if not record:
+            raise RefusedError(errors.NOT_FOUND)
+        expires, now = int(record["expires"]), now_ms()
+        found: dict[str, dict[str, Any]] = {}
+        for name, value in record.items():
+            if name.startswith("d:"):
+                state, at, error = (*value.split(" ", 2), "", "")[:3]
+                if state in ("queued", "sent") and expires <= now:
+                    state, at = "expired", str(expires)
+                found[name[2:]] = {"state": state, "at": iso(int(at)), **({"error": error} if error else {})}
+        answer = {
+            "commandId": call.argument,
+            "type": record["type"],
+            "timestamp": iso(int(record["created"])),
+            "expiresAt": iso(expires),
+            "devices": found,
+        }
+        return Response(200, messages.dumps(answer))
+
+    async def refresh_token(self, call: Call) -> Response:
+        body: bodies.TokenRefresh = call.body
+        now = now_ms()
+        data = messages.dumps({"token": body.token})
+        entry = Entry(
+            call.derived_id or uuid.uuid4().hex, TOKEN, now + TOKEN_TTL * 1000, now, self._gateway.orders.asker, data
+        )
+        call.audit = {"device_id": body.device_id}
+        tally = await self._gateway.orders.token(body.device_id, entry, bool(call.key))
+        return outcome(tally, body.device_id)
+
+    # Dashboards and organisations
+
+    async def notify(self, call: Call) -> Response:
+        body: bodies.Notification = call.body
+        user = body.user_id or body.notification.get("userId")
+        if user is not None and not valid_id(user):
+            raise RefusedError(errors.INVALID_BODY, details={"notification.userId": "expected an id"})
+        call.audit = {"organization_id": body.organization_id, "user_id": user}
+        bell: dict[str, Any] = {
+            "notice": "notification:new",
+            "organizationId": body.organization_id,
+            "userId": user,
+            "data": body.notification,
+        }
+        receivers = await self._publish(body.organization_id, bell, "notification")
+        answer = {"success": True, "delivered": receivers > 0, "queued": False, "message": "sent to who is connected"}
+        return Response(200, messages.dumps(answer))
+
+    async def entitle(self, call: Call) -> Response:
+        body: bodies.Entitlement = call.body
+        call.audit = {"organization_id": body.organization_id, "state": body.state, "reason": body.reason}
+        name = f"vz:{{o:{body.organization_id}}}:suspended"
+        if body.state == "suspended":
+            await self._ask(resp.pack("SET", name, devices.revocation(body.reason, now_ms())))
+        else:
+            await self._ask(resp.pack("DEL", name))
+        bell: dict[str, Any] = {
+            "tenant": body.state,
+            "organizationId": body.organization_id,
+            "reason": body.reason,
+        }
+        receivers = await self._publish(body.organization_id, bell, "reason")
+        answer = {"success": True, "delivered": receivers > 0, "queued": False, "message": body.state}
+        return Response(200, messages.dumps(answer))
+
+    async def _publish(self, organization_id: str, bell: dict[str, Any], where: str) -> int:
+        """Ring an organisation's doorbell on all nodes; how many workers heard it."""
+        text = written(where, messages.dumps, bell)
+        (reply,) = await self._ask(resp.pack("PUBLISH", f"vz:org:{organization_id}", text))
+        return int(reply)
+
+    # Devices
+
+    async def revoke(self, call: Call) -> Response:
+        """With `jti` one token of a device, else the device. What is connected with it goes."""
+        body: bodies.Revocation = call.body
+        call.audit = {"device_id": body.device_id, "jti": body.jti, "reason": body.reason}
+        value = devices.revocation(body.reason, now_ms())
+        name = f"revoked_token:{body.jti}" if body.jti else key(body.device_id, "revoked")
+        _, place = await self._ask(resp.pack("SET", name, value), resp.pack("GET", key(body.device_id, "owner")))
+        owner = place_of(place)
+        if owner is not None:
+            self._gateway.ring(*owner, {"revoked": body.device_id, "reason": body.reason, "jti": body.jti})
+        message = "token revoked" if body.jti else "device revoked"
+        answer = {"success": True, "delivered": owner is not None, "queued": False, "message": message}
+        return Response(200, messages.dumps(answer))
+
+    async def restore(self, call: Call) -> Response:
+        """Undo a revocation. Clients may send no body with DELETE (RFC 9110 section 9.3.5): a query will do."""
+        data = parsed(call.request.body) if call.request.body else {}
+        given = {"deviceId": call.request.param("deviceId"), "jti": call.request.param("jti")} | data
+        body = bodies.check(bodies.Revocation, {name: value for name, value in given.items() if value is not None})
+        if isinstance(body, messages.Invalid):
+            raise RefusedError(errors.INVALID_BODY, details=body.details)
+        call.audit = {"device_id": body.device_id, "jti": body.jti}
+        names = [key(body.device_id, "revoked"), *([f"revoked_token:{body.jti}"] if body.jti else [])]
+        replies = await self._ask(*(resp.pack("DEL", name) for name in names))
+        message = "no longer revoked" if any(replies) else "was not revoked"
+        answer = {"success": True, "delivered": False, "queued": False, "message": message}
+        return Response(200, messages.dumps(answer))
+
+    async def device(self, call: Call) -> Response:
+        described = devices.shown(call.argument, await self._ask(*devices.show(call.argument)))
+        if described is None:
+            raise RefusedError(errors.NOT_FOUND)
+        return Response(200, messages.dumps(described))
+
+    async def erase(self, call: Call) -> Response:
+        call.audit = {"device_id": call.argument}
+        described = devices.shown(call.argument, await self._ask(*devices.show(call.argument)))
+        (place,) = await self._ask(resp.pack("GET", key(call.argument, "owner")))
+        owner = place_of(place)
+        if owner is not None:
+            self._gateway.ring(*owner, {"erased": call.argument})
+        organization = (described or {}).get("organizationId", "")
+        erased = await self._ask(*devices.erase(call.argument, organization, self._gateway.plays.partitions))
+        if not any(erased):
+            raise RefusedError(errors.NOT_FOUND)
+        answer = {"success": True, "delivered": owner is not None, "queued": False, "message": "erased"}
+        return Response(200, messages.dumps(answer))
+
+    async def devices(self, call: Call) -> Response:
+        offset = number(call, "offset", 0, 0, 1_000_000_000)
+        limit = number(call, "limit", devices.PAGE, 1, devices.MOST_A_PAGE)
+        total, rows = await self._ask(*devices.page(call.argument, offset, limit))
+        if not total:
+            raise RefusedError(errors.NOT_FOUND)
+        replies = await self._ask(*devices.statuses(rows))
+        return Response(200, messages.dumps(devices.paged(total, rows, replies, offset)))
+
+    async def plays(self, call: Call) -> Response:
+        found = await plays_of(self._store, call.argument, self._gateway.plays.partitions)
+        if found is None:
+            raise RefusedError(errors.STORE_UNAVAILABLE)
+        return Response(200, messages.dumps(found))
+
+    async def screenshot(self, call: Call) -> Response:
+        (reply,) = await self._ask(resp.pack("HMGET", screenshots.key(call.argument), "device", "type", "image"))
+        device_id, media_type, image = reply
+        if image is None:
+            waiting = device_id is not None
+            raise RefusedError(errors.NOT_FOUND, details={"requestId": "not taken yet" if waiting else "unknown"})
+        return Response(200, image, media_type.decode(), (("Cache-Control", "no-store"),))
+
+
+def outcome(tally: Tally, device_id: str, **more: object) -> Response:
+    """The answer to a call for one device."""
+    if tally.lost:
+        raise RefusedError(errors.STORE_UNAVAILABLE)
+    if tally.full:
+        raise RefusedError(errors.LEDGER_FULL)
+    error = tally.failures.get(device_id)
+    if error is not None:
+        message = f"the device could not: {error}" if error != "failed" else "the device could not"
+    else:
+        message = "acked by the device" if tally.delivered else "waits for the device"
+    answer = {
+        "success": error is None,
+        "delivered": not tally.queued,
+        "queued": bool(tally.queued),
+        "message": message,
+        **more,
+    }
+    return Response(202 if tally.queued else 200, messages.dumps(answer), waited=tally.waited)
+
+
+def written(where: str, write: Any, *values: Any) -> bytes:
+    """`write(*values)`; JSON is written to a depth of 254, and read to 1024."""
+    try:
+        text: bytes = write(*values)
+    except TypeError:
+        raise RefusedError(errors.INVALID_BODY, details={where: "is nested too deep"}) from None
+    return text
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    try:
+        data = messages.loads(body)
+    except messages.JSONError:
+        data = None
+    if not isinstance(data, dict):
+        raise RefusedError(errors.INVALID_BODY, details={"body": "expected a JSON object"})
+    return data
+
+
+def fields(reply: list[bytes]) -> dict[str, str]:
+    """A hash, as RESP 2 lists it."""
+    return {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}
+
+
+def number(call: Call, name: str, default: int, least: int, most: int) -> int:
+    text = call.request.param(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and least <= int(text) <= most):
+        raise RefusedError(errors.INVALID_BODY, details={name: f"expected a number from {least} to {most}"})
+    return int(text)
+
+
+def iso(ms: int) -> str:
+    """RFC 3339 with milliseconds, as JavaScript writes it."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,91 @@
+"""What Redis knows of a device, as commands and what to make of their replies: for the control API, which asks through
+the worker's store, and for `vizora-rt device`, which also works while the service is down.
+"""
+
+from typing import Any, Final
+
+from vizora_rt.app import plays
+from vizora_rt.app.commands import key
+from vizora_rt.wire import messages, resp
+
+PAGE: Final = 100
+MOST_A_PAGE: Final = 500
+
+Replies = list[Any]
+
+ERASED: Final = ("status", "owner", "ledger", "playlist", "errors")
+"""All but the revocation: who is locked out stays so, whatever is known of it."""
+
+
+def show(device_id: str) -> list[bytes]:
+    """Ask for all of one device."""
+    return [
+        resp.pack("GET", key(device_id, "status")),
+        resp.pack("GET", key(device_id, "revoked")),
+        resp.pack("LLEN", key(device_id, "ledger")),
+        resp.pack("HMGET", key(device_id, "playlist"), "version", "waiting"),
+        resp.pack("LRANGE", key(device_id, "errors"), 0, 9),
+    ]
+
+
+def shown(device_id: str, replies: Replies) -> dict[str, Any] | None:
+    """One device, or None when nothing is known of it."""
+    status, revoked, waiting, playlist, found_errors = replies
+    if status is None and revoked is None and not waiting and playlist[0] is None:
+        return None
+    described = {"deviceId": device_id, **(_object(status) or {"status": "unknown"})}
+    if revoked is not None:
+        described |= {"status": "revoked", "revoked": _object(revoked) or {}}
+    described["commandsWaiting"] = waiting
+    if playlist[0] is not None:
+        described["playlist"] = {"version": playlist[0].decode(), "waiting": playlist[1] == b"1"}
+    described["errors"] = [error for each in found_errors if (error := _object(each)) is not None]
+    return described
+
+
+def page(organization_id: str, offset: int, limit: int) -> list[bytes]:
+    """Ask for ids of an organisation's devices, the last seen first."""
+    members = f"vz:{{o:{organization_id}}}:devices"
+    return [
+        resp.pack("ZCARD", members),
+        resp.pack("ZREVRANGE", members, offset, offset + limit - 1, "WITHSCORES"),
+    ]
+
+
+def statuses(rows: Replies) -> list[bytes]:
+    """Ask for the status of each device of a page."""
+    return [resp.pack("GET", key(device_id.decode(), "status")) for device_id in rows[::2]]
+
+
+def paged(total: int, rows: Replies, replies: Replies, offset: int) -> dict[str, Any]:
+    """A page of devices; `next` is the offset of the one after it."""
+    found = []
+    for device_id, seen, status in zip(rows[::2], rows[1::2], replies, strict=True):
+        described = _object(status) or {"status": "unknown"}
+        found.append({"deviceId": device_id.decode(), "lastSeen": int(float(seen)), **described})
+    end = offset + len(found)
+    return {"devices": found, "total": total, "next": end if end < total and found else None}
+
+
+def erase(device_id: str, organization_id: str, partitions: int) -> list[bytes]:
+    """Delete all of a device. The first reply says how many keys there were."""
+    commands = [resp.pack("DEL", *(key(device_id, name) for name in ERASED))]
+    if organization_id:
+        commands.append(resp.pack("ZREM", f"vz:{{o:{organization_id}}}:devices", device_id))
+    if partitions:
+        name = device_id.encode()
+        commands.append(resp.pack("DEL", plays.seen_key(name, partitions), plays.legacy_key(name, partitions)))
+    return commands
+
+
+def revocation(reason: str, now: int) -> bytes:
+    """The value of the key that locks a device out."""
+    return messages.dumps({"reason": reason, "at": now})
+
+
+def _object(value: bytes | None) -> dict[str, Any] | None:
+    try:
+        found = messages.loads(value) if value is not None else None
+    except messages.JSONError:
+        return None
+    return found if isinstance(found, dict) else None
