@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from vizora_rt.errors import BAD_MESSAGE, INVALID_PAYLOAD, RATE_LIMITED, STORE_UNAVAILABLE, UNKNOWN_EVENT, Refusal
 from vizora_rt.wire import messages
 from vizora_rt.wire.messages import (
+    MAX_DETAILS,
     MAX_ID,
     MENDED,
     Content,
@@ -148,9 +149,19 @@ class Play(Struct, forbid_unknown_fields=True, rename="camel"):
     volume: int = 5
 
 
+class Batch(Struct, forbid_unknown_fields=True):
+    phases: Annotated[list[Phase], Meta(max_length=100)]
+
+
 PLAY = {"contentId": "c", "phase": {"seq": 1}}
 
-SCHEMAS: list[type[Struct]] = [Heartbeat, DeviceMetrics, Content, Play, Phase]
+SCHEMAS: list[type[Struct]] = [
+    Play,
+    Phase,
+    Batch,
+    *(kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, Struct)),
+]
+SCHEMAS.remove(Struct)
 
 
 def names_of(schema: type[Struct]) -> list[str]:
@@ -166,7 +177,7 @@ any_text = st.text(st.characters(), max_size=140)
 
 any_name = st.sampled_from(sorted({name for schema in SCHEMAS for name in names_of(schema)})) | json_text
 any_json = st.recursive(
-    scalars | json_text,
+    scalars | json_text | st.datetimes().map(lambda time: f"{time.isoformat()}Z"),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_name, inner, max_size=6),
     max_leaves=20,
 )
@@ -427,8 +438,28 @@ class TestRequired:
             "phase": {"seq": 1, "name": 7, "x": 0},
             "lastPhase": {"seq": 2, "name": [], "x": 0},
             "noted": {"seq": 3, "x": 0, "y": 0},
+            "phases": [{"seq": 4, "name": {}}, {"seq": 5, "x": 0}],
         }
-        assert validate(Play, data) == Repaired(Play("c", Phase(1), Phase(2), Phase(3)), 4, 2)
+        expected = Play("c", Phase(1), Phase(2), Phase(3), [Phase(4), Phase(5)])
+        assert validate(Play, data) == Repaired(expected, 5, 3)
+
+    @pytest.mark.parametrize(
+        ("phases", "details"),
+        [
+            (None, {"phases": "required"}),
+            ({}, {"phases": "expected array, got object"}),
+            ([{"seq": 1}, {"seq": 0}, {}], {"phases[1].seq": "expected int >= 1", "phases[2].seq": "required"}),
+            ([{"seq": 1}, 7, None], {"phases[1]": "expected an object", "phases[2]": "expected an object"}),
+            ([{"seq": 1}] * 101, {"phases": "expected array of length <= 100"}),
+        ],
+    )
+    def test_each_struct_of_a_list_is_named(self, phases: Any, details: dict[str, str]) -> None:
+        assert validate(Batch, {"phases": phases}) == Invalid(details)
+
+    def test_not_every_reason_is_told(self) -> None:
+        refused = validate(Batch, {"phases": [{}] * 100})
+        assert isinstance(refused, Invalid)
+        assert len(refused.details) == MAX_DETAILS
 
     @pytest.mark.parametrize("timestamp", [1764000000000, 1764000000.5, "2026-11-23T04:00:00Z"])
     def test_a_union_takes_each_member(self, timestamp: float | str) -> None:
