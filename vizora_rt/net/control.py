@@ -146,7 +146,7 @@ class Control:
                 path=pattern,
                 status=response.status,
                 address=exchange.address,
-                idempotency=call.key,
+                **({"idempotency_key": call.key} if call.key else {}),
                 **call.audit,
             )
         return response

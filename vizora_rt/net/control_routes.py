@@ -236,12 +236,11 @@ class Routes:
         call.audit = {"device_id": body.device_id, "jti": body.jti, "reason": body.reason}
         value = devices.revocation(body.reason, now_ms())
         name = f"revoked_token:{body.jti}" if body.jti else key(body.device_id, "revoked")
-        _, place = await self._ask(resp.pack("SET", name, value), resp.pack("GET", key(body.device_id, "owner")))
-        owner = place_of(place)
-        if owner is not None:
-            self._gateway.ring(*owner, {"revoked": body.device_id, "reason": body.reason, "jti": body.jti})
+        await self._ask(resp.pack("SET", name, value))
+        bell = {"revoked": body.device_id, "reason": body.reason, "jti": body.jti}
+        delivered = await self._ring(body.device_id, bell)
         message = "token revoked" if body.jti else "device revoked"
-        answer = {"success": True, "delivered": owner is not None, "queued": False, "message": message}
+        answer = {"success": True, "delivered": delivered, "queued": False, "message": message}
         return Response(200, messages.dumps(answer))
 
     async def restore(self, call: Call) -> Response:
@@ -258,6 +257,16 @@ class Routes:
         answer = {"success": True, "delivered": False, "queued": False, "message": message}
         return Response(200, messages.dumps(answer))
 
+    async def _ring(self, device_id: str, bell: dict[str, Any]) -> bool:
+        """Ring whoever has the device, or had it last. Whether it is connected."""
+        owner, status = await self._ask(
+            resp.pack("GET", key(device_id, "owner")), resp.pack("GET", key(device_id, "status"))
+        )
+        place = place_of(owner)
+        if place is not None:
+            self._gateway.ring(*place, bell)
+        return place is not None and devices.connected(status)
+
     async def device(self, call: Call) -> Response:
         described = devices.shown(call.argument, await self._ask(*devices.show(call.argument)))
         if described is None:
@@ -267,15 +276,12 @@ class Routes:
     async def erase(self, call: Call) -> Response:
         call.audit = {"device_id": call.argument}
         described = devices.shown(call.argument, await self._ask(*devices.show(call.argument)))
-        (place,) = await self._ask(resp.pack("GET", key(call.argument, "owner")))
-        owner = place_of(place)
-        if owner is not None:
-            self._gateway.ring(*owner, {"erased": call.argument})
+        delivered = await self._ring(call.argument, {"erased": call.argument})
         organization = (described or {}).get("organizationId", "")
         erased = await self._ask(*devices.erase(call.argument, organization, self._gateway.plays.partitions))
         if not any(erased):
             raise RefusedError(errors.NOT_FOUND)
-        answer = {"success": True, "delivered": owner is not None, "queued": False, "message": "erased"}
+        answer = {"success": True, "delivered": delivered, "queued": False, "message": "erased"}
         return Response(200, messages.dumps(answer))
 
     async def devices(self, call: Call) -> Response:

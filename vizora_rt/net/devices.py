@@ -1,12 +1,18 @@
 """What Redis knows of a device, as commands and what to make of their replies: for the control API, which asks through
-the worker's store, and for `vizora-rt device`, which also works while the service is down.
+the worker's store, and for `vizora-rt device`, which asks Redis itself and so works while the service is down.
 """
 
 from typing import Any, Final
 
 from vizora_rt.app import plays
 from vizora_rt.app.commands import key
+from vizora_rt.errors import UnavailableError
+from vizora_rt.net import link
+from vizora_rt.net.ledger import place_of
 from vizora_rt.wire import messages, resp
+from vizora_rt.wire.resp import ReplyError
+
+SHELL_SECONDS: Final = 5.0
 
 PAGE: Final = 100
 MOST_A_PAGE: Final = 500
@@ -81,6 +87,64 @@ def erase(device_id: str, organization_id: str, partitions: int) -> list[bytes]:
 def revocation(reason: str, now: int) -> bytes:
     """The value of the key that locks a device out."""
     return messages.dumps({"reason": reason, "at": now})
+
+
+class Shell:
+    """The same without a worker. Each method raises UnavailableError with one line when Redis cannot be asked."""
+
+    def __init__(self, url: str) -> None:
+        self._address = link.Address.parse(url)
+
+    def members(self, organization_id: str, offset: int, limit: int) -> dict[str, Any]:
+        total, rows = self._ask(page(organization_id, offset, limit))
+        return paged(total, rows, self._ask(statuses(rows)) if rows else [], offset)
+
+    def show(self, device_id: str) -> dict[str, Any] | None:
+        return shown(device_id, self._ask(show(device_id)))
+
+    def kick(self, device_id: str) -> bool:
+        """End the device's connection; it may come back. Whether a worker heard it."""
+        return self._ring(device_id, {"kick": device_id})
+
+    def revoke(self, device_id: str, reason: str, now: int) -> bool:
+        """Lock the device out. Whether a worker heard it, which has the device's connection or had it last."""
+        self._ask([resp.pack("SET", key(device_id, "revoked"), revocation(reason, now))])
+        return self._ring(device_id, {"revoked": device_id, "reason": reason})
+
+    def restore(self, device_id: str) -> bool:
+        """Undo that. Whether the device was locked out."""
+        return bool(self._ask([resp.pack("DEL", key(device_id, "revoked"))])[0])
+
+    def erase(self, device_id: str) -> bool:
+        """Delete all that is known of the device. Whether there was anything."""
+        self._ring(device_id, {"erased": device_id})
+        (partitions,) = self._ask([resp.pack("HGET", "vz:schema", "partitions")])
+        organization_id = (self.show(device_id) or {}).get("organizationId", "")
+        return any(self._ask(erase(device_id, organization_id, int(partitions or 0))))
+
+    def _ring(self, device_id: str, bell: dict[str, Any]) -> bool:
+        (owner,) = self._ask([resp.pack("GET", key(device_id, "owner"))])
+        place, text = place_of(owner), messages.dumps(bell)
+        return place is not None and self._ask([resp.pack("PUBLISH", f"vz:node:{place[0]}:{place[1]}", text)])[0] > 0
+
+    def _ask(self, commands: list[bytes]) -> Replies:
+        greeting = self._address.greeting("vizora-device")
+        try:
+            replies = link.ask(self._address, [*(packed for _, packed in greeting), *commands], SHELL_SECONDS)
+        except OSError as error:
+            raise UnavailableError(f"Redis at {self._address} cannot be asked: {link.explain(error)}") from None
+        reason = link.fault(greeting, replies[: len(greeting)])
+        found = replies[len(greeting) :]
+        if not reason and isinstance(found[0], ReplyError):
+            reason = f"{found[0].code} {found[0].message}"
+        if reason:
+            raise UnavailableError(f"Redis at {self._address} cannot be used: {reason}")
+        return found
+
+
+def connected(status: bytes | None) -> bool:
+    """Whether a status is that of a device with a connection."""
+    return ((_object(status) or {}).get("status")) in ("online", "stale", "suspended")
 
 
 def _object(value: bytes | None) -> dict[str, Any] | None:

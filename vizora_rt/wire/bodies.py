@@ -15,6 +15,9 @@ Reason = Annotated[str, Meta(max_length=256)]
 Version = Annotated[str, Meta(min_length=1, max_length=64)]
 Json = dict[str, Any]
 
+ID_RULE = "expected 1 to 128 printable characters without space or braces"
+TOKEN_RULE = "expected 1 to 8192 characters of ASCII without space"  # noqa: S105
+
 Type = Literal[
     "reload", "restart", "update", "update_config", "clear_cache", "screenshot", "reboot", "skip_content", "pause",
     "resume", "push_content", "disable", "enable", "clear_override",
@@ -102,5 +105,13 @@ def _problems(schema: type[Struct], data: dict[str, Any], path: str) -> dict[str
             try:
                 msgspec.convert(value, field.type)
             except msgspec.ValidationError as problem:
-                found[path + name] = reason_of(str(problem))
+                found[path + name] = _reason(str(problem))
     return found
+
+
+def _reason(text: str) -> str:
+    """A pattern says nothing to who reads it."""
+    reason = reason_of(text)
+    if "matching regex" not in reason:
+        return reason
+    return TOKEN_RULE if "[!-~]" in reason else ID_RULE
