@@ -246,14 +246,14 @@ class Wire:
 class Node:
     """The parts of one worker, in this process."""
 
-    def __init__(self, url: str, index: int = 0, node: str = "node", **sections: Json) -> None:
+    def __init__(self, url: str, index: int = 0, **sections: Json) -> None:
         environ = {**SECRETS, "VIZORA_ENV": "test", "HOME": "/nonexistent"}
         redis = {"reconnect_max_seconds": 0.1, **sections.pop("redis", {})}
         self.config = config.load(None, environ, {"redis": redis, **sections})
         self.metrics = Metrics(self.config.metrics)
         self.wheel = Wheel(asyncio.get_running_loop().time, TICK)
         self.store = Store(self.config.redis, url, self.metrics, name=f"test-{index}")
-        self.gateway = Gateway(self.config, index, node, url, self.metrics, self.wheel, self.store)
+        self.gateway = Gateway(self.config, index, "node", url, self.metrics, self.wheel, self.store)
         self.http = Server(self.config, self.gateway, self.metrics, self.wheel, self.store, self._ask)
         self.answer: bytes | None = None
         self.port = 0
@@ -264,14 +264,15 @@ class Node:
         """There is no supervisor; tests say what it answers."""
         asyncio.get_running_loop().call_soon(answered, self.answer)
 
-    async def start(self, *, wait: bool = True) -> Self:
+    async def start(self, *, store: bool = True) -> Self:
+        """With or without a connection to the store."""
         loop = asyncio.get_running_loop()
         self.wheel.start()
         self.gateway.bus.start()
-        self.store.start()
         self._listening = await loop.create_server(self.http.exchange, "127.0.0.1", 0)
         self.port = self._listening.sockets[0].getsockname()[1]
-        if wait:
+        if store:
+            self.store.start()
             await until(lambda: self.store.up)
         return self
 
@@ -292,8 +293,8 @@ class Node:
 
 
 @asynccontextmanager
-async def running(url: str, index: int = 0, node: str = "node", **sections: Json) -> AsyncIterator[Node]:
-    worker = await Node(url, index, node, **sections).start()
+async def running(url: str, index: int = 0, **sections: Json) -> AsyncIterator[Node]:
+    worker = await Node(url, index, **sections).start()
     try:
         yield worker
     finally:
