@@ -1,4 +1,4 @@
-"""The commands: `serve`, `demo`, `check-config`, `token`. Nothing but parsing and calling.
+"""The commands: `serve`, `demo`, `check-config`, `token`, `plays`, `events`, `device`. Nothing but parsing and calling.
 
 What cannot start says why in one line and ends with the exit code of its error, never with a traceback.
 """
@@ -17,8 +17,8 @@ import click
 from vizora_rt import config, report
 from vizora_rt.app import auth
 from vizora_rt.config import Config
-from vizora_rt.errors import StartupError
-from vizora_rt.net import link
+from vizora_rt.errors import StartupError, UnavailableError
+from vizora_rt.net import devices, embedded, link, readers
 from vizora_rt.net.screen import Screen
 from vizora_rt.supervisor import VERSION, Supervisor
 from vizora_rt.wire import messages
@@ -27,6 +27,9 @@ DEFAULT_FILE = Path("config.toml")
 
 INTERRUPTED = 130
 """What a shell says of a command that Ctrl-C ended: 128 + SIGINT."""
+
+PIPE_CLOSED = 141
+"""What a shell says of a command that SIGPIPE ended: 128 + SIGPIPE."""
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -214,6 +217,242 @@ def user(user_id: str, org: str, email: str, ttl: int, file: Path | None) -> Non
     """
     settings = config.with_secrets(_load(file))
     click.echo(auth.mint_user(settings.auth, user_id, org, int(time.time()), ttl, email))
+
+
+@command.group()
+def plays() -> None:
+    """Read what screens have played: a line for the start and one for the end of each, or with --fold one for both."""
+
+
+@command.group()
+def events() -> None:
+    """Read what happened to devices: status changes, content errors, outcomes of commands."""
+
+
+def reader_options(fold: bool, follow: bool) -> Callable[[Command], Command]:
+    """What `tail` and `export` have in common."""
+    since = "Where to begin: 15m ago, an ISO date or time, or ms since the epoch"
+    options = [
+        click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True),
+        click.option(
+            "--since", callback=_since, help=f"{since} [default: {'now' if follow else 'the oldest kept'}]. Of a group "
+            "only when it is new; its default is the oldest kept.",
+        ),
+        click.option(
+            "--group", default="", help="Consumer group: Redis remembers what was read, and delivers it at least once."
+        ),
+        click.option(
+            "--consumer", default="reader", show_default=True, help="Name in the group, when several read at a time."
+        ),
+        CONFIG_OPTION,
+    ]  # fmt: skip
+    if fold:
+        options[4:4] = [
+            click.option("--fold", is_flag=True, help="Join start and end of a play into one line."),
+            click.option(
+                "--wait",
+                default="10m",
+                show_default=True,
+                callback=_seconds,
+                help="How long a start waits for its end.",
+            ),
+        ]
+    if not follow:
+        options.append(
+            click.option(
+                "--output", type=click.Path(dir_okay=False, path_type=Path),
+                help="File to write instead of standard output; with --group it is appended to.",
+            )
+        )  # fmt: skip
+
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _since(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else readers.parse_since(value, time.time())
+    except ValueError:
+        raise click.BadParameter(
+            "15m, 24h or 7d ago, 2026-11-23, 2026-11-23T04:00:00Z, or ms since the epoch"
+        ) from None
+
+
+@plays.command("tail")
+@reader_options(fold=True, follow=True)
+def plays_tail(**options: Any) -> None:
+    """Print plays as they are recorded, until Ctrl-C.
+
+    A play is acknowledged to the group after its line was flushed. One that was not acknowledged when a reader died
+    comes again: take lines with the same play_id and phase for one.
+
+    Example: vizora-rt plays tail --group billing --fold | billing-import
+    """
+    _read(readers.PLAYS, follow=True, **options)
+
+
+@plays.command("export")
+@reader_options(fold=True, follow=False)
+def plays_export(**options: Any) -> None:
+    """Write the plays that are kept, in order of time, and end. With --group: those since the last export.
+
+    Example: vizora-rt plays export --since 24h --format csv --fold --output plays.csv
+    """
+    _read(readers.PLAYS, follow=False, **options)
+
+
+@events.command("tail")
+@reader_options(fold=False, follow=True)
+def events_tail(**options: Any) -> None:
+    """Print events as they happen, until Ctrl-C.
+
+    Example: vizora-rt events tail --since 15m --format jsonl
+    """
+    _read(readers.EVENTS, follow=True, **options)
+
+
+@events.command("export")
+@reader_options(fold=False, follow=False)
+def events_export(**options: Any) -> None:
+    """Write the events that are kept and end. With --group: those since the last export.
+
+    Example: vizora-rt events export --since 7d --format csv --output events.csv
+    """
+    _read(readers.EVENTS, follow=False, **options)
+
+
+def _read(
+    kind: readers.Kind,
+    follow: bool,
+    form: readers.Format,
+    since: int | None,
+    group: str,
+    consumer: str,
+    file: Path | None,
+    fold: bool = False,
+    wait: int = 0,
+    output: Path | None = None,
+) -> None:
+    options = readers.Options(form, follow, since, group, consumer, wait * 1000 if fold else 0)
+    url = _redis_url(_load(file))
+    terminal = sys.stderr if sys.stderr.isatty() else None
+    try:
+        if output is None:
+            readers.run(url, kind, sys.stdout.buffer, options, terminal, sys.stderr)
+        else:
+            with output.open("ab" if group else "wb") as out:
+                readers.run(url, kind, out, options, terminal, sys.stderr)
+    except BrokenPipeError:
+        # Whoever read us has enough. Python would flush again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
+    except OSError as error:
+        raise UnavailableError(f"{output or 'standard output'}: {error.strerror}") from None
+
+
+def _redis_url(settings: Config) -> str:
+    """The configured Redis, else the store that a service embeds on this machine."""
+    url = settings.redis.url or embedded.running(Path(settings.state_dir))
+    if not url:
+        raise UnavailableError(f"there is no Redis: set REDIS_URL, or start the service that has {settings.state_dir}")
+    return url
+
+
+def _id(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not auth.valid_id(value):
+        raise click.BadParameter("an id has 1 to 128 printable characters without space or braces")
+    return value
+
+
+DEVICE_ARGUMENT = click.argument("device_id", metavar="ID", callback=_id)
+
+
+@command.group("device")
+def device_group() -> None:
+    """Look at devices, and let go of them. Asks Redis itself: works on any node, also while the service is down."""
+
+
+@device_group.command("list")
+@click.option("--org", required=True, help="Organisation.")
+@click.option("--offset", default=0, type=click.IntRange(0), help="How many to skip.")
+@click.option("--limit", default=devices.PAGE, show_default=True, type=click.IntRange(1, devices.MOST_A_PAGE))
+@CONFIG_OPTION
+def list_devices(org: str, offset: int, limit: int, file: Path | None) -> None:
+    """Print the devices of an organisation, the last seen first, one JSON object a line.
+
+    Example: vizora-rt device list --org acme --limit 20
+    """
+    page = _shell(file).members(org, offset, limit)
+    for each in page["devices"]:
+        click.echo(messages.dumps(each))
+    click.echo(f"{len(page['devices'])} of {page['total']}", err=True)
+
+
+@device_group.command("show")
+@DEVICE_ARGUMENT
+@CONFIG_OPTION
+def show_device(device_id: str, file: Path | None) -> None:
+    """Print what is known of a device, as JSON.
+
+    Example: vizora-rt device show lobby-1
+    """
+    found = _shell(file).show(device_id)
+    if found is None:
+        raise StartupError(f"{device_id}: no such device")
+    click.echo(messages.dumps(found))
+
+
+@device_group.command("kick")
+@DEVICE_ARGUMENT
+@CONFIG_OPTION
+def kick_device(device_id: str, file: Path | None) -> None:
+    """End a device's connection. It may come back.
+
+    Example: vizora-rt device kick lobby-1
+    """
+    heard = _shell(file).kick(device_id)
+    click.echo("told its worker" if heard else "no worker has it")
+
+
+@device_group.command("revoke")
+@DEVICE_ARGUMENT
+@click.option("--reason", default="revoked", show_default=True, help="What the device is told.")
+@click.option("--undo", is_flag=True, help="Let it in again.")
+@CONFIG_OPTION
+def revoke_device(device_id: str, reason: str, undo: bool, file: Path | None) -> None:
+    """Lock a device out, and end its connection.
+
+    Example: vizora-rt device revoke lobby-1 --reason stolen
+    """
+    if undo:
+        click.echo("no longer revoked" if _shell(file).restore(device_id) else "was not revoked")
+        return
+    heard = _shell(file).revoke(device_id, reason, time.time_ns() // 1_000_000)
+    click.echo("revoked, told its worker" if heard else "revoked, no worker has it")
+
+
+@device_group.command("erase")
+@DEVICE_ARGUMENT
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@CONFIG_OPTION
+def erase_device(device_id: str, yes: bool, file: Path | None) -> None:
+    """Delete all that is known of a device but its revocation, and end its connection.
+
+    Example: vizora-rt device erase lobby-1 --yes
+    """
+    if not yes:
+        click.confirm(f"Delete all that is known of {device_id}?", abort=True)
+    if not _shell(file).erase(device_id):
+        raise StartupError(f"{device_id}: no such device")
+    click.echo("erased")
+
+
+def _shell(file: Path | None) -> devices.Shell:
+    return devices.Shell(_redis_url(_load(file)))
 
 
 def _load(file: Path | None, overrides: Mapping[str, Mapping[str, Any]] = {}) -> Config:

@@ -245,6 +245,40 @@ def ask(address: Address, commands: Sequence[bytes], timeout: float) -> list[obj
     return answered
 
 
+class Line:
+    """A greeted connection for a command that runs for a while and may block. Its calls raise OSError."""
+
+    __slots__ = ("_replies", "_stream")
+
+    def __init__(self, address: Address, name: str, timeout: float) -> None:
+        self._replies = Replies()
+        self._stream = _socket(address, timeout)
+        greeting = address.greeting(name)
+        try:
+            reason = fault(greeting, self.ask([packed for _, packed in greeting]))
+            if reason:
+                raise ConnectionError(reason)
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, commands: Sequence[bytes]) -> list[object]:
+        """Send `commands` and wait for the reply to each."""
+        self._stream.sendall(b"".join(commands))
+        answered: list[object] = []
+        while len(answered) < len(commands):
+            data = self._stream.recv(1 << 20)
+            answered += self._replies.read(data)
+            if self._replies.broken or not data:
+                raise ConnectionError(one_line(self._replies.broken) or explain(None))
+        if len(answered) > len(commands):
+            raise ConnectionError(UNASKED)
+        return answered
+
+    def close(self) -> None:
+        self._stream.close()
+
+
 def probe(url: str, timeout: float) -> None:
     """See that the Redis at `url` can be reached and used. Blocks; raises ConfigError or UnavailableError, one line."""
     address = Address.parse(url)

@@ -1,0 +1,435 @@
+"""Plays and events out of Redis, for `vizora-rt plays` and `vizora-rt events`: as lines, followed or to their end.
+
+With a consumer group every entry is delivered at least once: it is acknowledged after the output was flushed, and what
+was not acknowledged when a reader died comes first when one starts again. The partitions are read side by side and
+merged by the time at which Redis took an entry. All of it blocks; Redis is asked over a connection of its own.
+"""
+
+import csv
+import io
+import os
+import re
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Final, Literal, TextIO
+
+from vizora_rt.app import events, plays
+from vizora_rt.errors import UnavailableError
+from vizora_rt.net.link import Address, Line, explain
+from vizora_rt.net.plays import SCHEMA
+from vizora_rt.wire import messages
+from vizora_rt.wire.resp import ReplyError, pack
+
+PAGE: Final = 500
+"""Entries of one partition that are asked for at a time: 100 KB or so."""
+POLL_SECONDS: Final = 0.25
+AGAIN_SECONDS: Final = 1.0
+TIMEOUT_SECONDS: Final = 30.0
+STALE_MS: Final = 600_000
+"""What another reader of the group has not acknowledged for so long, it will not: it is taken over."""
+MAX_HELD: Final = 100_000
+"""Starts that wait for their end, 50 MB."""
+PROGRESS_SECONDS: Final = 0.2
+
+UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+Order = tuple[int, int]
+Record = dict[str, Any]
+Format = Literal["jsonl", "csv"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    key: bytes
+    id: bytes
+    order: Order
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is read. `columns` are of a line, `folded` of a line that joins two entries."""
+
+    name: str
+    columns: tuple[str, ...]
+    record: Callable[[Entry], Record]
+    folded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`since` is milliseconds since the epoch; `fold` those that a start waits for its end, 0: nothing is joined."""
+
+    format: Format = "jsonl"
+    follow: bool = False
+    since: int | None = None
+    group: str = ""
+    consumer: str = "reader"
+    fold: int = 0
+
+
+def parse_since(text: str, now: float) -> int:
+    """`15m` ago, an ISO date or time, or milliseconds since the epoch. Raises ValueError."""
+    ago = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if ago is not None:
+        return max(0, int((now - int(ago[1]) * UNITS[ago[2]]) * 1000))
+    if re.fullmatch(r"\d{12,14}", text):
+        return int(text)
+    at = datetime.fromisoformat(text)
+    return max(0, int((at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp() * 1000))
+
+
+class AwayError(Exception):
+    """Redis went away or refused; a follower tries again."""
+
+
+class Streams:
+    """Where a reader stands in each partition."""
+
+    def __init__(self, line: Line, keys: Sequence[bytes], options: Options) -> None:
+        self.line = line
+        self._group, self._consumer = options.group.encode(), options.consumer.encode()
+        self._at: dict[bytes, bytes] = {}
+        self._buffers: dict[bytes, deque[Entry]] = {key: deque() for key in keys}
+        self._more = dict.fromkeys(keys, True)
+        since = options.since
+        if since is None:
+            since = int(time.time() * 1000) if options.follow and not options.group else 0
+        for key in keys:
+            self._at[key] = b"0" if options.group else b"%d" % since
+        if options.group:
+            self._join(b"%d-0" % max(0, since - 1) if since else b"0")
+
+    def _join(self, start: bytes) -> None:
+        """Make the group where it is not there, and take over what a dead reader left."""
+        makes = [pack("XGROUP", "CREATE", key, self._group, start, "MKSTREAM") for key in self._at]
+        for reply in self.line.ask(makes):
+            if isinstance(reply, ReplyError) and reply.code != "BUSYGROUP":
+                raise AwayError(f"{reply.code} {reply.message}")
+        cursors = dict.fromkeys(self._at, b"0-0")
+        while cursors:
+            claims = [
+                pack("XAUTOCLAIM", key, self._group, self._consumer, STALE_MS, cursor, "COUNT", PAGE, "JUSTID")
+                for key, cursor in cursors.items()
+            ]
+            replies = [_list(reply) for reply in self.line.ask(claims)]
+            cursors = {key: reply[0] for key, reply in zip(cursors, replies, strict=True) if reply[0] != b"0-0"}
+
+    @property
+    def drained(self) -> bool:
+        """Nothing more was there at the last look."""
+        return not any(self._more.values())
+
+    def read(self) -> list[Entry]:
+        """What comes next, in order of time. Empty when there is nothing now, or nothing of which that is known."""
+        keys = [key for key, buffer in self._buffers.items() if not buffer]
+        replies = self.line.ask([self._command(key) for key in keys])
+        gone: list[Entry] = []
+        for key, reply in zip(keys, replies, strict=True):
+            rows = _list(reply)
+            if self._group:
+                rows = rows[0][1] if rows else []
+            fresh = self._at[key] == b">"
+            for row_id, fields in rows:
+                entry = Entry(key, row_id, _order(row_id), _fields(fields))
+                # An entry that was trimmed is still pending: it has no fields, and nobody can read it any more.
+                (self._buffers[key] if entry.fields else gone).append(entry)
+            self._more[key] = len(rows) == PAGE or (bool(self._group) and not fresh)
+            if self._group:
+                self._at[key] = b">" if fresh or not rows else rows[-1][0]
+            elif rows:
+                self._at[key] = b"(" + rows[-1][0]
+        self.acknowledge(gone)
+        return self._ready()
+
+    def _command(self, key: bytes) -> bytes:
+        if not self._group:
+            return pack("XRANGE", key, self._at[key], "+", "COUNT", PAGE)
+        return pack("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", PAGE, "STREAMS", key, self._at[key])
+
+    def _ready(self) -> list[Entry]:
+        """All before the point up to which every partition is known."""
+        ends = [buffer[-1].order for key, buffer in self._buffers.items() if self._more[key] and buffer]
+        unknown = any(self._more[key] and not buffer for key, buffer in self._buffers.items())
+        limit = min(ends) if ends else None
+        ready: list[Entry] = []
+        for buffer in self._buffers.values():
+            while buffer and not unknown and (limit is None or buffer[0].order <= limit):
+                ready.append(buffer.popleft())
+        ready.sort(key=lambda entry: entry.order)
+        return ready
+
+    def acknowledge(self, entries: Iterable[Entry]) -> None:
+        """Their lines are safe."""
+        ids: dict[bytes, list[bytes]] = {}
+        for entry in entries if self._group else ():
+            ids.setdefault(entry.key, []).append(entry.id)
+        if ids:
+            for reply in self.line.ask([pack("XACK", key, self._group, *each) for key, each in ids.items()]):
+                if isinstance(reply, ReplyError):
+                    raise AwayError(f"{reply.code} {reply.message}")
+
+
+@dataclass(slots=True)
+class Fold:
+    """Joins the start and the end of a play. Starts wait; those that waited too long go alone."""
+
+    wait: int
+    held: dict[str, Entry] = field(default_factory=dict)
+
+    def feed(self, entries: Iterable[Entry], now: int) -> Iterator[tuple[Record, list[Entry]]]:
+        """Lines and what they are made of. `now` is the time up to which all is read."""
+        for entry in entries:
+            play_id = entry.fields["play_id"]
+            if entry.fields["phase"] == "start":
+                self.held[play_id] = entry
+                continue
+            start = self.held.pop(play_id, None)
+            yield fold(start, entry), [entry] if start is None else [start, entry]
+        while self.held:
+            play_id, start = next(iter(self.held.items()))
+            if now - start.order[0] < self.wait and len(self.held) <= MAX_HELD:
+                return
+            del self.held[play_id]
+            yield fold(start, None), [start]
+
+
+def fold(start: Entry | None, end: Entry | None) -> Record:
+    """The line of a play of which both phases, or one, are known."""
+    last = end or start
+    assert last is not None
+    record = play_record(last)
+    first = play_record(start) if start is not None else record
+    record["phase"] = "both" if start is not None and end is not None else record["phase"]
+    record["started"] = first["client_time"] if start is not None else None
+    record["ended"] = record["client_time"] if end is not None else None
+    record["playlist_id"] = record["playlist_id"] or first["playlist_id"]
+    return {name: record[name] for name in PLAYS.folded}
+
+
+def play_record(entry: Entry) -> Record:
+    fields = entry.fields
+    record: Record = {name: fields.get(name) or None for name in PLAYS.columns}
+    for name in ("client_time", "server_time", "offset_ms", "duration", "completion"):
+        text = fields.get(name)
+        record[name] = _number(text) if text else None
+    return record
+
+
+def event_record(entry: Entry) -> Record:
+    fields = entry.fields
+    record: Record = {name: fields.get(name) or None for name in EVENTS.columns}
+    record["id"], record["at"] = entry.id.decode(), _number(fields.get("at") or "0")
+    try:
+        record["data"] = messages.loads(fields.get("json") or "null")
+    except messages.JSONError:
+        record["data"] = None
+    return record
+
+
+_PLAY = ("device_id", "organization_id", "content_id", "playlist_id")
+_TOLD = ("server_time", "offset_ms", "duration", "completion")
+
+PLAYS: Final = Kind(
+    "plays",
+    ("play_id", "phase", *_PLAY, "client_time", *_TOLD),
+    play_record,
+    ("play_id", "phase", *_PLAY, "started", "ended", *_TOLD),
+)
+EVENTS: Final = Kind("events", ("id", "type", "deviceId", "organizationId", "at", "data"), event_record)
+
+
+class Output:
+    """Lines of a file or a pipe. After `flush` they are out of our hands; of a file, on the disk."""
+
+    def __init__(self, out: BinaryIO, columns: tuple[str, ...], form: Format) -> None:
+        self._out = out
+        self._columns = columns
+        self._json = form == "jsonl"
+        mode = os.fstat(out.fileno())
+        self.is_file = stat.S_ISREG(mode.st_mode)
+        if not self._json and not (self.is_file and mode.st_size):
+            self._out.write(_csv(columns))
+
+    def write(self, record: Record) -> None:
+        if self._json:
+            self._out.write(messages.dumps(record) + b"\n")
+        else:
+            self._out.write(_csv([_cell(record[name]) for name in self._columns]))
+
+    def flush(self) -> None:
+        self._out.flush()
+        if self.is_file:
+            os.fsync(self._out.fileno())
+
+
+class Progress:
+    """How far an export is, on a terminal."""
+
+    def __init__(self, to: TextIO | None, name: str) -> None:
+        self._to = to
+        self._name = name
+        self.total = 0
+        self._shown = 0.0
+
+    def show(self, count: int, last: bool = False) -> None:
+        now = time.monotonic()
+        if self._to is None or (now - self._shown < PROGRESS_SECONDS and not last):
+            return
+        self._shown = now
+        of = f" of {max(count, self.total):,}" if self.total and not last else ""
+        self._to.write(f"\r{count:,}{of} {self._name}{' ' * 12}" + ("\n" if last else ""))
+        self._to.flush()
+
+
+def run(
+    url: str, kind: Kind, out: BinaryIO, options: Options, progress: TextIO | None = None, say: TextIO | None = None
+) -> int:
+    """Read to the end, or for ever. How many entries were read. Raises UnavailableError, and what `out` raises."""
+    address = Address.parse(url)
+    columns = kind.folded if options.fold else kind.columns
+    output = Output(out, columns, options.format)
+    bar = Progress(progress if output.is_file and not options.follow else None, kind.name)
+    reading = Reading(kind, output, options, bar)
+    told = ""
+    while True:
+        try:
+            reading.go(address)
+            return reading.count
+        except (OSError, AwayError) as error:
+            if reading.writing:
+                raise  # not Redis, but who reads us or the disk
+            reason = str(error) if isinstance(error, AwayError) else explain(error)
+            if not options.follow or not reading.connected:
+                raise UnavailableError(f"Redis at {address} cannot be read: {reason}") from None
+            if reason != told and say is not None:
+                say.write(f"vizora-rt: Redis at {address} is away, trying again: {reason}\n")
+            told = reason
+            time.sleep(AGAIN_SECONDS)
+
+
+class Reading:
+    """One run of a reader, over as many connections as it takes."""
+
+    def __init__(self, kind: Kind, output: Output, options: Options, progress: Progress) -> None:
+        self._kind = kind
+        self._output = output
+        self._options = options
+        self._progress = progress
+        self.count = 0
+        self.connected = False
+        self.writing = False
+        self._fold = Fold(options.fold)
+        self._streams: Streams | None = None
+
+    def go(self, address: Address) -> None:
+        line = Line(address, "vizora-reader", TIMEOUT_SECONDS)
+        try:
+            self._follow(self._open(line))
+        finally:
+            line.close()
+
+    def _open(self, line: Line) -> Streams:
+        """Where it was when the last connection was lost. Of a group Redis knows that, and what is held comes again."""
+        if self._streams is not None and not self._options.group:
+            self._streams.line = line
+            return self._streams
+        keys = [events.STREAM] if self._kind is EVENTS else _partitions(line)
+        self._streams, self._fold = Streams(line, keys, self._options), Fold(self._options.fold)
+        if not self.connected:
+            self._progress.total = sum(n for n in line.ask([pack("XLEN", key) for key in keys]) if isinstance(n, int))
+        self.connected = True
+        return self._streams
+
+    def _follow(self, streams: Streams) -> None:
+        while True:
+            ready = streams.read()
+            drained = streams.drained
+            done = self._write(ready, drained)
+            if done:
+                streams.acknowledge(done)
+            self.count += len(ready)
+            self._progress.show(self.count)
+            if drained and not ready:
+                if not self._options.follow:
+                    self._end()
+                    return
+                time.sleep(POLL_SECONDS)
+
+    def _write(self, ready: list[Entry], drained: bool) -> list[Entry]:
+        """Write and flush; the entries whose lines are out."""
+        done: list[Entry] = []
+        self.writing = True
+        if self._options.fold:
+            now = int(time.time() * 1000) if drained else ready[-1].order[0] if ready else 0
+            for record, parts in self._fold.feed(ready, now):
+                self._output.write(record)
+                done += parts
+        else:
+            for entry in ready:
+                self._output.write(self._kind.record(entry))
+            done = ready
+        if done:
+            self._output.flush()
+        self.writing = False
+        return done
+
+    def _end(self) -> None:
+        """An export is over. Of a group, starts without an end stay for the next run; else they go alone."""
+        self.writing = True
+        if not self._options.group:
+            for start in self._fold.held.values():
+                self._output.write(fold(start, None))
+        self._output.flush()
+        self.writing = False
+        self._progress.show(self.count, last=True)
+
+
+def _partitions(line: Line) -> list[bytes]:
+    (reply,) = line.ask([pack("HGET", SCHEMA, "partitions")])
+    if isinstance(reply, ReplyError):
+        raise AwayError(f"{reply.code} {reply.message}")
+    if not isinstance(reply, bytes):
+        raise AwayError("no service has used it yet")
+    return [plays.stream_key(number) for number in range(int(reply))]
+
+
+def _list(reply: object) -> list[Any]:
+    if isinstance(reply, ReplyError):
+        raise AwayError(f"{reply.code} {reply.message}")
+    return reply if isinstance(reply, list) else []
+
+
+def _order(row_id: bytes) -> Order:
+    ms, _, number = row_id.partition(b"-")
+    return int(ms), int(number)
+
+
+def _fields(fields: list[bytes] | None) -> dict[str, str]:
+    pairs = fields or []
+    return {
+        name.decode(errors="replace"): value.decode(errors="replace")
+        for name, value in zip(pairs[::2], pairs[1::2], strict=True)
+    }
+
+
+def _number(text: str) -> int | float | None:
+    try:
+        return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+    except ValueError:
+        return None
+
+
+def _cell(value: object) -> object:
+    return messages.dumps(value).decode() if isinstance(value, dict | list) else value
+
+
+def _csv(cells: Sequence[object]) -> bytes:
+    """One line of RFC 4180, but for its line end, which is Unix'."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
