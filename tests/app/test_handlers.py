@@ -1,16 +1,20 @@
-"""What a heartbeat does to a device, and what its sender is told."""
+"""What each event does to a device, and what its sender is told."""
 
+import base64
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from vizora_rt.app.handlers import Handlers, Outcome
 from vizora_rt.app.state import Device, State
 from vizora_rt.config import Player
+from vizora_rt.errors import INVALID_PAYLOAD
 from vizora_rt.wire.messages import Content, DeviceMetrics, Heartbeat, Repaired, json_struct, validate
 
 NOW = 1_764_000_000_000
+
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n and the rest").decode()
 
 
 class Room:
@@ -119,6 +123,123 @@ def test_online_stays_since_when_it_was() -> None:
     room = Room()
     room.beat()
     assert (room.device.status, room.device.reason, room.device.since) == ("online", "connected", NOW - 60_000)
+
+
+class TestReconcile:
+    """A screen is told to ask for its playlist when it shows another one than the stored."""
+
+    def room(self) -> Room:
+        room = Room()
+        room.device.playlist_version = "2"
+        return room
+
+    def told(self, room: Room, data: Any, now: int = NOW) -> bool:
+        outcome = room.beat(data, now)
+        reply = json.loads(outcome.reply)
+        assert json.loads(outcome.degraded) == {**reply, "degraded": True}
+        assert reply == {**reply, "nextHeartbeatIn": 15_000, "commands": []}
+        return bool(reply["reconcileContent"])
+
+    @pytest.mark.parametrize("version", ["1", "", "3", "02"])
+    def test_another_version(self, version: str) -> None:
+        assert self.told(self.room(), {"contentVersion": version})
+
+    @pytest.mark.parametrize(
+        "data", [None, {}, {"contentVersion": "2"}, {"contentVersion": None}, {"contentVersion": 1}]
+    )
+    def test_the_same_or_none(self, data: Any) -> None:
+        assert not self.told(self.room(), data)
+
+    def test_nothing_is_stored(self) -> None:
+        assert not self.told(Room(), {"contentVersion": "1"})
+
+    def test_once_a_minute(self) -> None:
+        room = self.room()
+        times = [0, 15_000, 59_999, 60_000, 60_001, 119_999, 120_000]
+        assert [self.told(room, {"contentVersion": "1"}, NOW + time) for time in times] == [
+            True, False, False, True, False, False, True
+        ]  # fmt: skip
+
+    def test_what_needs_none_uses_no_turn(self) -> None:
+        room = self.room()
+        assert not self.told(room, {"contentVersion": "2"})
+        assert self.told(room, {"contentVersion": "1"}, NOW + 1)
+
+
+class TestPlaylistRequest:
+    STORED: ClassVar[list[bytes | None]] = [b"2", b"push", b'{"playlist":{"id":"p"},"version":"2","source":"push"}']
+
+    def ask(self, data: Any, stored: list[bytes | None]) -> tuple[Device, Any]:
+        """What is answered, once the store has."""
+        room = Room()
+        event = room.handlers.table["playlist:request"]
+        outcome = event.handler(room.device, validate(event.schema, data), NOW)
+        assert outcome.write is not None
+        assert outcome.write.keys == ("vz:{d:lobby-1}:playlist",)
+        return room.device, json.loads(outcome.write.then(stored).reply)
+
+    @pytest.mark.parametrize("data", [{}, {"lastKnownVersion": "1"}, {"lastKnownVersion": "2", "forceRefresh": True}])
+    def test_gets_it(self, data: Any) -> None:
+        device, answer = self.ask(data, self.STORED)
+        assert answer == {"playlist": {"id": "p"}, "version": "2", "source": "push"}
+        assert device.playlist_version == "2"
+
+    @pytest.mark.parametrize("refresh", [None, False])
+    def test_has_it(self, refresh: bool | None) -> None:
+        device, answer = self.ask({"lastKnownVersion": "2", "forceRefresh": refresh}, self.STORED)
+        assert answer == {"playlist": None, "version": "2", "source": "push"}
+        assert device.playlist_version == "2"
+
+    def test_there_is_none(self) -> None:
+        device, answer = self.ask({"lastKnownVersion": "2"}, [None, None, None])
+        assert answer == {"playlist": None, "version": None, "source": "none"}
+        assert device.playlist_version is None
+
+
+class TestScreenshot:
+    def respond(self, **data: Any) -> Outcome:
+        room = Room()
+        event = room.handlers.table["screenshot:response"]
+        fields = {"requestId": "r/1", "imageData": PNG, "width": 1920, "height": 1080, **data}
+        payload = validate(event.schema, fields)
+        assert isinstance(payload, event.schema)
+        return event.handler(room.device, payload, NOW)
+
+    def test_is_kept(self) -> None:
+        write = self.respond().write
+        assert write is not None
+        assert write.keys == ("vz:{s:r/1}",)
+        assert write.args == ("lobby-1", "image/png", 1920, 1080, NOW, 600, base64.b64decode(PNG))
+
+    def test_dashboards_are_told_where(self) -> None:
+        write = self.respond().write
+        assert write is not None
+        outcome = write.then(1)
+        assert outcome.reply == b'{"saved":true}'
+        assert outcome.notice is not None
+        name, body = outcome.notice
+        assert name == "screenshot:ready"
+        assert json.loads(body) == {
+            "requestId": "r/1",
+            "deviceId": "lobby-1",
+            "width": 1920,
+            "height": 1080,
+            "url": "/screenshots/r%2F1",
+            "timestamp": NOW,
+        }
+
+    def test_nobody_asked(self) -> None:
+        write = self.respond().write
+        assert write is not None
+        outcome = write.then(0)
+        assert (outcome.refusal, outcome.notice) == (INVALID_PAYLOAD, None)
+        assert outcome.details == {"requestId": "this device was not asked for it"}
+
+    @pytest.mark.parametrize("image", ["", "no base64", "R0lGODdh", "\u00e9"])
+    def test_is_no_picture(self, image: str) -> None:
+        outcome = self.respond(imageData=image)
+        assert (outcome.refusal, outcome.write) == (INVALID_PAYLOAD, None)
+        assert list(outcome.details) == ["imageData"]
 
 
 def test_devices_do_not_share_what_they_say() -> None:
