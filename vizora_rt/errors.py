@@ -112,6 +112,8 @@ HTTP_VERSION = Refusal("HTTP_VERSION", "HTTP version not supported", 505)
 
 # Messages.
 BAD_MESSAGE = Refusal("BAD_MESSAGE", "not a JSON message", 400)
+BINARY_EVENT = Refusal("BINARY_EVENT", "binary events are not accepted", 400)
+UNKNOWN_NAMESPACE = Refusal("UNKNOWN_NAMESPACE", "there is only the root namespace", 400)
 UNKNOWN_EVENT = Refusal("UNKNOWN_EVENT", "unknown event", 400)
 INVALID_PAYLOAD = Refusal("INVALID_PAYLOAD", "invalid payload", 400)
 STORE_FULL = Refusal("STORE_FULL", "store_full", 503, retryable=True)

@@ -7,7 +7,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from vizora_rt.app.auth import Identity, Kind
 from vizora_rt.app.state import Device, State
 from vizora_rt.errors import SUPERSEDED, Close
-from vizora_rt.wire.messages import Heartbeat
+from vizora_rt.wire.messages import NATIVE, Dialect, Heartbeat
 
 
 class Screen:
@@ -15,6 +15,8 @@ class Screen:
 
     def __init__(self, device_id: str, organization: str = "acme", kind: Kind = "device") -> None:
         self.identity = Identity(kind, device_id, organization, "", 0, 0)
+        self.dialect: Dialect = NATIVE
+        self.acks_deliveries = True
         self.causes: list[Close] = []
         self.device: Device | None = None
 

@@ -15,13 +15,17 @@ import uvloop
 from vizora_rt import config
 from vizora_rt.app.auth import Identity
 from vizora_rt.config import Config
+from vizora_rt.errors import NOT_FOUND, Refusal
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.connection import Connection, Terms
 from vizora_rt.net.gateway import Settle
+from vizora_rt.net.greeting import Greeted
 from vizora_rt.net.http import Server
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire.http import Request
+from vizora_rt.wire.session import Session
+from vizora_rt.wire.socketio import Hello
 
 MESSAGE_BYTES = 64 * 1024 * 1024
 NOBODY = Identity("device", "nobody", "nobody", "", 0, 0)
@@ -41,6 +45,12 @@ class Echo:
         self.connections += 1
         settle(connection, "")
         connection.release()
+
+    def overload(self, address: str) -> Refusal | None:
+        return NOT_FOUND
+
+    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
+        greeted(NOT_FOUND)
 
     def handshaken(self, ns: int) -> None:
         pass

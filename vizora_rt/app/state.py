@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from vizora_rt.app.auth import Identity
 from vizora_rt.errors import SUPERSEDED, Close
-from vizora_rt.wire.messages import Heartbeat
+from vizora_rt.wire.messages import Dialect, Heartbeat
 
 Status = Literal["online", "stale", "offline", "revoked", "suspended"]
 
@@ -17,6 +17,9 @@ class Peer(Protocol):
     """A connection as this layer sees it."""
 
     identity: Identity
+    dialect: Dialect
+    acks_deliveries: bool
+    """Whether the client says what it has received. Of another it is only known that something was sent to it."""
 
     def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         """Queue an event; `body` is JSON. With `ack_id` the client is asked for an ack."""

@@ -44,20 +44,43 @@ class Admission:
 
         Whoever is admitted holds a place until `left`.
         """
-        refusal = self._overload(address)
+        refusal = self.overload(address)
+        if refusal is not None:
+            refused(refusal)
+        else:
+            self.enter(request, *auth.token_of(request), address, admitted, refused)
+
+    def overload(self, address: str) -> Refusal | None:
+        """Whether somebody who only asks for a connection is refused already."""
+        refusal = self._full(address)
+        if refusal is None and self._per_address.take(address, self._wheel.now):
+            refusal = self.limited("connections_per_address_per_minute", errors.RATE_LIMITED)
+        return refusal and self.reject(refusal, UNKNOWN_ORGANIZATION)
+
+    def arrive(self, request: Request, token: str | None, address: str, admitted: Admitted, refused: Refused) -> None:
+        """Decide on a client that has its connection and now says who it is: with a token, or the cookie of the
+        request that it came with."""
+        refusal = self._full(address)
+        if refusal is not None:
+            refused(self.reject(refusal, UNKNOWN_ORGANIZATION))
+        elif token is None:
+            self.enter(request, request.cookie(auth.COOKIE) or "", True, address, admitted, refused)
+        else:
+            self.enter(request, token, False, address, admitted, refused)
+
+    def enter(
+        self, request: Request, token: str, by_cookie: bool, address: str, admitted: Admitted, refused: Refused
+    ) -> None:
+        """Decide on a token."""
+        identity = self.identify(token, by_cookie)
+        if isinstance(identity, Refusal):
+            refused(self.reject(identity, UNKNOWN_ORGANIZATION))
+            return
+        refusal = auth.check_origin(request, self._origins, by_cookie)
         if refusal is None:
-            token, by_cookie = auth.token_of(request)
-            identity = self.identify(token, by_cookie)
-            if isinstance(identity, Refusal):
-                refusal = identity
-            else:
-                refusal = auth.check_origin(request, self._origins, by_cookie)
-                if refusal is None:
-                    self.check(identity, address, admitted, refused)
-                    return
-                refused(self.reject(refusal, identity.organization_id))
-                return
-        refused(self.reject(refusal, UNKNOWN_ORGANIZATION))
+            self.check(identity, address, admitted, refused)
+        else:
+            refused(self.reject(refusal, identity.organization_id))
 
     def identify(self, token: str, by_cookie: bool) -> Identity | Refusal:
         """Whose token it is. A cookie is a dashboard's: a browser sends it whoever wrote the page."""
@@ -107,13 +130,11 @@ class Admission:
         self._metrics.organization("ws_connections_total", organization, "rejected").value += 1
         return refusal
 
-    def _overload(self, address: str) -> Refusal | None:
+    def _full(self, address: str) -> Refusal | None:
         if self.draining:
             return errors.DRAINING
         if self._inside >= self.limit:
             return self.limited("max_connections", errors.OVERLOADED)
         if self._max_per_address and self._addresses.get(address, 0) >= self._max_per_address:
             return self.limited("connections_per_address", errors.RATE_LIMITED)
-        if self._per_address.take(address, self._wheel.now):
-            return self.limited("connections_per_address_per_minute", errors.RATE_LIMITED)
         return None

@@ -11,10 +11,10 @@ from typing import Final, Protocol
 from vizora_rt.app.auth import Identity
 from vizora_rt.app.state import Device
 from vizora_rt.config import Config
-from vizora_rt.errors import SILENT, SLOW_CONSUMER, Close
+from vizora_rt.errors import NORMAL, SILENT, SLOW_CONSUMER, Close
 from vizora_rt.metrics import Cell
 from vizora_rt.net.timers import Wheel
-from vizora_rt.wire import messages
+from vizora_rt.wire.messages import NATIVE, Dialect
 from vizora_rt.wire.session import CLOSING, OPEN, Session
 
 CLOSE_SECONDS: Final = 5.0
@@ -76,8 +76,10 @@ class Connection(asyncio.Protocol):
         "_stalled",
         "_terms",
         "_watched",
+        "acks_deliveries",
         "address",
         "device",
+        "dialect",
         "identity",
         "last_seen",
         "refusals",
@@ -85,14 +87,26 @@ class Connection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, app: Application, terms: Terms, identity: Identity, address: str = "") -> None:
+    def __init__(
+        self,
+        app: Application,
+        terms: Terms,
+        identity: Identity,
+        address: str = "",
+        dialect: Dialect = NATIVE,
+        session: Session | None = None,
+    ) -> None:
+        """`session`: an opening handshake has begun to use it."""
         self._app = app
         self._terms = terms
         self.identity = identity
         self.address = address
+        self.dialect = dialect
+        self.acks_deliveries = True
         self.refusals = 0
         self.device: Device | None = None
-        self.session = Session(terms.message_bytes)
+        self.session = session or Session(terms.message_bytes)
+        self.session.limit = terms.message_bytes
         self.transport: asyncio.Transport | None = None
         self.last_seen = terms.wheel.now
         self._pinged = 0.0
@@ -135,12 +149,14 @@ class Connection(asyncio.Protocol):
             self._app.message(self, payload)
             if session.state == CLOSING:
                 break
+        if session.ended and session.closed_by is not None:
+            self._say_goodbye(session.closed_by)
         self._corked = False
         self.flush()
 
     def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         """Queue an event; `body` is JSON. Written at once, unless a read is being answered."""
-        self.session.send(messages.encode(event, body, ack_id))
+        self.session.send(self.dialect.encode(event, body, ack_id))
         self.flush()
 
     def notice(self, frame: bytes) -> bool:
@@ -161,9 +177,19 @@ class Connection(asyncio.Protocol):
         """Begin the closing handshake; the transport is cut when the peer does not finish it in time."""
         if self.session.state != OPEN:
             return
+        self._say_goodbye(cause)
         self.session.close(cause)
         self.flush()
         self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
+
+    def leave(self) -> None:
+        """The client said goodbye in its dialect: end the connection, which nobody here chose to."""
+        self.close(NORMAL)
+        self.session.closed_by = None
+
+    def _say_goodbye(self, cause: Close) -> None:
+        for packet in self.dialect.goodbye(cause):
+            self.session.send(packet)
 
     def abort(self) -> None:
         """Cut the transport; what was not sent is lost."""
@@ -237,14 +263,18 @@ class Connection(asyncio.Protocol):
         """Silence: any byte counts as life, a ping asks for one, then the connection is given up."""
         if self.transport is None or self.session.state != OPEN:
             return None
-        terms, silence = self._terms, now - self.last_seen
+        terms, ping = self._terms, self.dialect.ping
         if self._stalled:
             return terms.ping_after
-        if silence < terms.ping_after:
-            return terms.ping_after - silence
         if self._pinged <= self.last_seen:
+            quiet = now - (self.last_seen if ping is None else self._pinged)
+            if quiet < terms.ping_after:
+                return terms.ping_after - quiet
             self._pinged = now
-            self.session.ping()
+            if ping is None:
+                self.session.ping()
+            else:
+                self.session.send(ping)
             self.flush()
             return terms.ping_timeout
         if now - self._pinged < terms.ping_timeout:

@@ -14,7 +14,7 @@ from vizora_rt.metrics import Cell, Metrics, Timer
 from vizora_rt.net.connection import Connection
 from vizora_rt.net.store import Store
 from vizora_rt.wire import messages
-from vizora_rt.wire.messages import Invalid, Repaired
+from vizora_rt.wire.messages import Aside, Invalid, Refused, Repaired
 from vizora_rt.wire.resp import ReplyError
 
 log = report.logger("dispatch")
@@ -84,13 +84,15 @@ class Dispatcher:
 
     def message(self, connection: Connection, payload: str | bytes) -> None:
         """Validate, handle, answer, count."""
+        dialect = connection.dialect
         if payload.__class__ is not str:
-            connection.close(errors.BINARY_FRAME)
+            if dialect.binary is not None:
+                connection.close(dialect.binary)
             return
-        decoded = messages.decode(payload)
+        decoded = dialect.decode(payload)
         started = perf_counter_ns()
-        if isinstance(decoded, Refusal):
-            self._refuse(connection, self._error, decoded, None, None, started)
+        if not isinstance(decoded, tuple):
+            self._aside(connection, decoded, started)
             return
         name, ack_id, data = decoded
         counted = self._events.get(name)
@@ -130,9 +132,20 @@ class Dispatcher:
         connection.refusals = 0
         if ack_id is not None:
             reply = outcome.reply if self._store.up else outcome.degraded or outcome.reply
-            connection.session.send(messages.encode_success(ack_id, reply, clock.iso))
+            connection.session.send(dialect.encode_success(ack_id, reply, clock.iso))
         counted.ok.value += 1
         counted.timer.observe(perf_counter_ns() - started)
+
+    def _aside(self, connection: Connection, aside: Aside, started: int) -> None:
+        """What is no message."""
+        if isinstance(aside, Refusal):
+            self._refuse(connection, self._error, aside, None, None, started)
+        elif isinstance(aside, Refused):
+            self._refuse(connection, self._error, aside.refusal, None, aside.ack_id, started)
+        elif aside is None:
+            connection.leave()
+        elif aside:
+            connection.session.send(aside)
 
     def _misplaced(
         self,
@@ -190,7 +203,7 @@ class Dispatcher:
         connection.refusals = 0
         if ack_id is not None:
             self.clock.now()
-            connection.session.send(messages.encode_success(ack_id, outcome.reply, self.clock.iso))
+            connection.session.send(connection.dialect.encode_success(ack_id, outcome.reply, self.clock.iso))
         counted.ok.value += 1
         counted.timer.observe(perf_counter_ns() - started)
 
@@ -216,7 +229,7 @@ class Dispatcher:
         extra = extra or {}
         if ack_id is not None:
             body = messages.failure(refusal, self.clock.iso, extra)
-            connection.session.send(messages.encode_ack(ack_id, body))
+            connection.session.send(connection.dialect.encode_ack(ack_id, body))
         else:
             connection.send("error", messages.error(refusal, event and event[:64], extra))
         counted.refused.value += 1

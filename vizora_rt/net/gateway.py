@@ -24,6 +24,7 @@ from vizora_rt.net.connection import Connection, Terms
 from vizora_rt.net.delivery import Deliveries
 from vizora_rt.net.dispatch import Dispatcher
 from vizora_rt.net.doorbells import Doorbells
+from vizora_rt.net.greeting import Greeted
 from vizora_rt.net.ledger import Ledger
 from vizora_rt.net.notices import Notices
 from vizora_rt.net.orders import Orders
@@ -31,8 +32,10 @@ from vizora_rt.net.plays import Backlog, Partitions
 from vizora_rt.net.presence import Claim, Presence
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
-from vizora_rt.wire import messages
+from vizora_rt.wire import messages, socketio
 from vizora_rt.wire.http import Request
+from vizora_rt.wire.session import Session
+from vizora_rt.wire.socketio import Hello
 
 log = report.logger("gateway")
 
@@ -109,6 +112,21 @@ class Gateway:
             self._enter(connection, claim)
 
         self._admission.admit(request, address, admitted, lambda refusal: settle(refusal, ""))
+
+    def overload(self, address: str) -> Refusal | None:
+        """Whether a client from there is refused before it says who it is."""
+        return self._admission.overload(address)
+
+    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
+        """Decide on a Socket.IO client's CONNECT packet. `greeted` is called once, perhaps later."""
+
+        def admitted(identity: Identity, claim: Claim) -> None:
+            connection = Connection(self, self._terms, identity, address, socketio.DIALECT, session)
+            connection.acks_deliveries = hello.acks_deliveries
+            greeted(connection)
+            self._enter(connection, claim)
+
+        self._admission.arrive(request, hello.token, address, admitted, greeted)
 
     def _enter(self, connection: Connection, claim: Claim) -> None:
         """Count it, supersede whoever held the device, send `config`: one write with the handshake's answer."""

@@ -1,4 +1,4 @@
-"""HTTP on the client port: the upgrade at /ws, and the routes of operators and backends.
+"""HTTP on the client port: the upgrade at /ws and /socket.io/, and the routes of operators and backends.
 
 A connection serves one request after the other. What a route does may take a while (`Awaitable`); meanwhile nothing
 more is read, nor while the client leaves answers unread. Deadlines are the timer wheel's: a request must be whole 10 s
@@ -21,9 +21,10 @@ from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.connection import CLOSE_SECONDS, Connection
 from vizora_rt.net.gateway import RETRY_AFTER, Settle
+from vizora_rt.net.greeting import Greeting, Host
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
-from vizora_rt.wire import http, messages, resp
+from vizora_rt.wire import http, messages, resp, socketio
 from vizora_rt.wire.http import Request, RequestParser
 from vizora_rt.wire.resp import ReplyError
 
@@ -93,7 +94,7 @@ def segments(request: Request) -> list[str]:
     return parts[1:] if parts[0] == "api" and len(parts) > 1 else parts
 
 
-class Door(Protocol):
+class Door(Host, Protocol):
     """Who decides on opening handshakes: the gateway."""
 
     @property
@@ -102,7 +103,7 @@ class Door(Protocol):
     def draining(self) -> bool: ...
 
     def admit(self, request: Request, address: str, settle: Settle) -> None: ...
-    def handshaken(self, ns: int) -> None: ...
+    def overload(self, address: str) -> Refusal | None: ...
 
 
 class Server:
@@ -167,6 +168,10 @@ class Server:
         known = self.metrics.method(method)
         self.metrics.counter("http_requests_total", known, path, str(status)).value += 1
         self.metrics.timer("http_request_duration_seconds", known, path).observe(ns)
+
+    def greeted(self) -> None:
+        """A connection that was upgraded for a greeting is somebody's now, or over."""
+        self.exchanges -= 1
 
     def limited(self, limit: str) -> None:
         """Count that `limit` was met."""
@@ -360,6 +365,8 @@ class Exchange(asyncio.Protocol):
         self._started = perf_counter_ns()
         if isinstance(outcome, Refusal):
             self._reject(outcome)
+        elif outcome.path in socketio.PATHS:
+            self._greet(outcome)
         elif self._server.upgrades(outcome):
             self._upgrade(outcome)
         else:
@@ -410,6 +417,24 @@ class Exchange(asyncio.Protocol):
             self._server.gateway.handshaken(perf_counter_ns() - self._started)
 
         self._server.gateway.admit(request, self.address, settle)
+
+    def _greet(self, request: Request) -> None:
+        """Upgrade a Socket.IO client, which then says who it is."""
+        server, transport, parser = self._server, self.transport, self._parser
+        why = (request.param("EIO"), request.param("transport"), request.param("sid"), request.upgrade)
+        problem = socketio.handshake_error(*why)
+        accept = http.check_upgrade(request)
+        if problem is not None or isinstance(accept, Refusal):
+            answer = Response(400, problem) if problem is not None else refuse(cast("Refusal", accept), "GET")
+            self._send(request, "/socket.io/", answer)
+            return
+        refusal = server.gateway.overload(self.address)
+        if refusal is not None:
+            self._leave(refusal)
+        elif transport is not None and parser is not None:
+            self.transport = self._parser = None
+            greeting = Greeting(server, request, self.address)
+            greeting.attach(transport, http.upgrade_response(accept, None), parser.rest)
 
     # Routes
 

@@ -7,19 +7,19 @@ Schemas are strict structs. A message that fits one costs one conversion; one th
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from itertools import islice
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
 import msgspec
 import orjson
 from msgspec import Meta, Struct
 
-from vizora_rt.errors import BAD_MESSAGE, Refusal
+from vizora_rt.errors import BAD_MESSAGE, BINARY_FRAME, Close, Refusal
 
 JSONError = orjson.JSONDecodeError
 
@@ -40,6 +40,37 @@ MAX_DETAILS = 10
 
 Envelope = tuple[str, int | None, Any]
 """event, id (None: no ack is wanted), data"""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that is refused before it is one; `ack_id` where its sender waits for an ack."""
+
+    refusal: Refusal
+    ack_id: int | None
+
+
+Aside = Refusal | Refused | bytes | None
+"""What is no message: a refusal, a packet to send back (none when empty), or None: the client says goodbye."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dialect:
+    """How messages are written on a connection. Whoever handles them does not know which one a client speaks.
+
+    `ping` is sent at regular times, since such a client counts nothing else as life; None: a WebSocket ping, in
+    silence. `goodbye` comes before a close frame, `binary` is what a binary message leads to, None when it is ignored.
+    """
+
+    name: str
+    decode: Callable[[str], Envelope | Aside]
+    encode: Callable[[str, bytes, int | None], bytes]
+    encode_ack: Callable[[int, bytes], bytes]
+    encode_success: Callable[[int, bytes, bytes], bytes]
+    goodbye: Callable[[Close], tuple[bytes, ...]]
+    ping: bytes | None
+    binary: Close | None
+
 
 _encode = msgspec.json.Encoder().encode
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -188,7 +219,7 @@ def decode(text: str) -> Envelope | Refusal:
     try:
         message = orjson.loads(text)
     except orjson.JSONDecodeError:
-        message = _mended(text)
+        message = mended(text)
     if message.__class__ is not dict:
         return BAD_MESSAGE
     event = message.get("event")
@@ -389,7 +420,7 @@ def _element(kind: Any) -> type[Struct] | None:
     return _struct(get_args(kind)[0]) if get_origin(kind) is list else None
 
 
-def _mended(text: str) -> Any:
+def mended(text: str) -> Any:
     """JSON that is broken in one way only: it holds half a surrogate pair, which becomes U+FFFD. Else None.
 
     A player that cuts a text to length cuts an emoji in two, and JSON.stringify writes what is left (RFC 8259
@@ -411,3 +442,15 @@ def reason_of(text: str) -> str:
 def json_struct(value: Struct) -> bytes:
     """A struct as JSON, absent fields left out."""
     return _encode(value)
+
+
+NATIVE: Final = Dialect(
+    name="native",
+    decode=decode,
+    encode=encode,
+    encode_ack=encode_ack,
+    encode_success=encode_success,
+    goodbye=lambda cause: (),
+    ping=None,
+    binary=BINARY_FRAME,
+)

@@ -1,0 +1,220 @@
+"""The Socket.IO dialect: packets and what they mean, refusals, goodbyes, and that no packet raises."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vizora_rt import errors
+from vizora_rt.errors import BAD_MESSAGE, BINARY_EVENT, CLOSES, HANDSHAKE_REFUSALS, UNKNOWN_NAMESPACE, Close, Refusal
+from vizora_rt.wire import messages, socketio
+from vizora_rt.wire.messages import MAX_ID, Refused
+from vizora_rt.wire.socketio import MAX_NAMESPACE, MAX_PROBE, Hello, decode, decode_hello
+
+NOW = b"2026-11-23T04:00:00.000Z"
+
+
+class TestHandshake:
+    @pytest.mark.parametrize(
+        ("version", "transport", "session", "upgrade", "code"),
+        [
+            ("4", "websocket", None, True, None),
+            ("4", "polling", None, False, 0),
+            ("4", None, None, True, 0),
+            ("4", "webtransport", None, True, 0),
+            ("3", "polling", None, False, 0),
+            ("3", "websocket", None, True, 5),
+            (None, "websocket", None, True, 5),
+            ("4", "websocket", "abc", True, 1),
+            ("4", "websocket", None, False, 3),
+        ],
+    )
+    def test_error(
+        self, version: str | None, transport: str | None, session: str | None, upgrade: bool, code: int | None
+    ) -> None:
+        found = socketio.handshake_error(version, transport, session, upgrade)
+        assert (found and json.loads(found)["code"]) == code
+
+    def test_polling_is_an_unknown_transport(self) -> None:
+        assert socketio.handshake_error("4", "polling", None, False) == b'{"code":0,"message":"Transport unknown"}'
+
+    def test_open_packet(self) -> None:
+        packet = socketio.open_packet("s1", 25.0, 20.0, 65536)
+        assert packet == b'0{"sid":"s1","upgrades":[],"pingInterval":25000,"pingTimeout":20000,"maxPayload":65536}'
+
+    def test_connected(self) -> None:
+        assert socketio.connected("s2") == b'40{"sid":"s2"}'
+
+    @pytest.mark.parametrize("refusal", [each for each in HANDSHAKE_REFUSALS if not each.retryable])
+    def test_connect_error(self, refusal: Refusal) -> None:
+        packet = socketio.connect_error(refusal)
+        assert packet[:2] == b"44"
+        assert json.loads(packet[2:]) == {"message": refusal.message, "data": {"code": refusal.code}}
+
+    @pytest.mark.parametrize(
+        ("packet", "hello"),
+        [
+            ("40", Hello(None, False)),
+            ("40{}", Hello(None, False)),
+            ("40null", Hello(None, False)),
+            ('40{"token":null}', Hello(None, False)),
+            ('40{"token":"t"}', Hello("t", False)),
+            ('40{"token":"t","capabilities":{"deliveryAck":true}}', Hello("t", True)),
+            ('40{"token":"t","capabilities":["deliveryAck"]}', Hello("t", True)),
+            ('40{"token":"t","capabilities":{"deliveryAck":false}}', Hello("t", False)),
+            ('40{"token":"t","capabilities":{"deliveryAck":"yes"}}', Hello("t", False)),
+            ('40{"token":"t","capabilities":["else"]}', Hello("t", False)),
+            ('40{"token":"t","capabilities":"deliveryAck"}', Hello("t", False)),
+            ('40{"token":7}', Hello("", False)),
+            ('40["t"]', Hello("", False)),
+            ('40{"token":', Hello("", False)),
+        ],
+    )
+    def test_hello(self, packet: str, hello: Hello) -> None:
+        assert decode_hello(packet) == hello
+
+    def test_nothing_but_connect_comes_first(self) -> None:
+        assert decode_hello('420["heartbeat",{}]') is BAD_MESSAGE
+        assert decode_hello("2") == b"3"
+        assert decode_hello("1") is None
+        assert decode_hello("40/admin,{}") == b'44/admin,{"message":"Invalid namespace"}'
+
+
+class TestDecode:
+    @pytest.mark.parametrize(
+        ("packet", "envelope"),
+        [
+            ('42["heartbeat",{"uptime":1}]', ("heartbeat", None, {"uptime": 1})),
+            ('420["heartbeat",{}]', ("heartbeat", 0, {})),
+            ('427["heartbeat"]', ("heartbeat", 7, None)),
+            ('427["a",1,2,3]', ("a", 7, 1)),
+            ('427["a",[]]', ("a", 7, [])),
+            ('4207["a"]', ("a", 7, None)),
+            (f'42{MAX_ID}["a"]', ("a", MAX_ID, None)),
+            ('42 ["a"]', BAD_MESSAGE),
+            ('42["caf\u00e9",{"x":"\U0001f600"}]', ("caf\u00e9", None, {"x": "\U0001f600"})),
+            (r'425["a",{"x":"cut \ud83d"}]', ("a", 5, {"x": "cut \ufffd"})),
+            ('437[{"ok":true}]', ("ack", 7, {"ok": True})),
+            ("430[]", ("ack", 0, None)),
+            ('437[{"ok":false,"error":"no"},1]', ("ack", 7, {"ok": False, "error": "no"})),
+            (r'437[{"ok":false,"error":"\ud83d"}]', ("ack", 7, {"ok": False, "error": "\ufffd"})),
+        ],
+    )
+    def test_messages(self, packet: str, envelope: object) -> None:
+        assert decode(packet) == envelope
+
+    @pytest.mark.parametrize(
+        "packet",
+        [
+            "", "4", "42", "43", "427", "437", "42[]", "42[7]", '42{"a":1}', '42"a"', '42["a"', '42+7["a"]',
+            '42-1["a"]', '421_0["a"]', '42\u0667["a"]', '42\u00b2["a"]', f'42{MAX_ID + 1}["a"]', f'42{"0" * 17}["a"]',
+            "43[1]", "43x[1]", "437[", '437{"a":1}', f"43{'9' * 100}[1]", "40", "40{}", '44{"message":"x"}', "47",
+            "48[]", "5", "3x", "6x", "7", "0{}", "b4AAAA", "1x", "410", "45", "45-[]", "45x-[]", "hello", "\x00",
+            '4 2["a"]',
+        ],
+    )  # fmt: skip
+    def test_malformed(self, packet: str) -> None:
+        assert decode(packet) is BAD_MESSAGE
+
+    @pytest.mark.parametrize("packet", ["427[]", '427{"a":["b"]}', "427[7]", '427["a"', "427[null]"])
+    def test_who_waits_for_an_ack_is_told(self, packet: str) -> None:
+        assert decode(packet) == (Refused(BAD_MESSAGE, 7) if packet[3] == "[" else BAD_MESSAGE)
+
+    @pytest.mark.parametrize("packet", ['42/x,["a"]', '42/x,7["a"]', "43/x,7[1]", "41/x,", "44/x,{}", '45/x,1-["a"]'])
+    def test_other_namespaces(self, packet: str) -> None:
+        assert decode(packet) is UNKNOWN_NAMESPACE
+
+    def test_who_asks_for_another_namespace_keeps_the_connection(self) -> None:
+        assert decode("40/admin,{}") == decode("40/admin") == b'44/admin,{"message":"Invalid namespace"}'
+        assert decode("40/admin?token=secret,{}") == b'44/admin,{"message":"Invalid namespace"}'
+        longest = "/" + "x" * (MAX_NAMESPACE - 1)
+        assert isinstance(decode(f"40{longest},"), bytes)
+        assert decode(f"40{longest}x,") is UNKNOWN_NAMESPACE
+        assert decode("40/a\nb,") is UNKNOWN_NAMESPACE
+
+    @pytest.mark.parametrize(
+        ("packet", "ack_id"),
+        [
+            ('451-["shot",{"_placeholder":true,"num":0}]', None),
+            ('451-7["shot",{"_placeholder":true,"num":0}]', 7),
+            ("4512-70[]", 70),
+            ("451-7", 7),
+            ("451-x[]", None),
+            ("461-7[]", None),
+        ],
+    )
+    def test_binary_events(self, packet: str, ack_id: int | None) -> None:
+        assert decode(packet) == (BINARY_EVENT if ack_id is None else Refused(BINARY_EVENT, ack_id))
+
+    def test_life(self) -> None:
+        assert decode("3") == decode("6") == b""
+        assert decode("2") == b"3"
+        assert decode("2probe") == b"3probe"
+        assert decode("2" + "x" * 1000) == b"3" + b"x" * MAX_PROBE
+
+    def test_goodbyes(self) -> None:
+        assert decode("1") is None
+        assert decode("41") is None
+
+    @given(st.text(st.characters(exclude_categories=())))
+    @example("2\ud800")
+    @example("40/\ud800")
+    @example("42" + "[" * 5000)
+    @example("430" + "[" * 5000)
+    @example('42["\\ud800' + "[" * 5000)
+    def test_no_packet_raises(self, packet: str) -> None:
+        for text in (packet, "4" + packet, "40" + packet, "42" + packet, "427" + packet, "43" + packet, "45" + packet):
+            for found in (decode(text), decode_hello(text)):
+                assert isinstance(found, tuple | Refusal | Refused | bytes | None)
+                if isinstance(found, bytes):
+                    assert len(found) <= 200
+
+    @given(
+        st.text(), st.none() | st.integers(0, MAX_ID), st.recursive(st.none() | st.integers(0, 9) | st.text(), st.lists)
+    )
+    def test_what_a_client_says_is_what_is_heard(self, event: str, ack_id: int | None, data: Any) -> None:
+        arguments = json.dumps([event, data] if data is not None else [event], ensure_ascii=False)
+        assert decode(f"42{'' if ack_id is None else ack_id}{arguments}") == (event, ack_id, data)
+
+    @given(st.data())
+    def test_a_mutated_packet_is_a_message_or_refused(self, data: st.DataObject) -> None:
+        packet = data.draw(st.sampled_from(['427["heartbeat",{"uptime":1}]', '437[{"ok":true}]', '40{"token":"t"}']))
+        at = data.draw(st.integers(0, len(packet)))
+        until = data.draw(st.integers(at, len(packet)))
+        mutated = packet[:at] + data.draw(st.text(max_size=4)) + packet[until:]
+        assert isinstance(decode(mutated), tuple | Refusal | Refused | bytes | None)
+        assert isinstance(decode_hello(mutated), Hello | Refusal | Refused | bytes | None)
+
+
+class TestEncode:
+    def test_events(self) -> None:
+        assert socketio.encode("config", b'{"a":1}') == b'42["config",{"a":1}]'
+        assert socketio.encode("command", b"{}", 12) == b'4212["command",{}]'
+        assert socketio.encode("command", b"{}", 0) == b'420["command",{}]'
+
+    def test_acks(self) -> None:
+        assert socketio.encode_ack(7, b'{"a":1}') == b'437[{"a":1}]'
+        success = socketio.encode_success(7, b'{"a":1}', NOW)
+        assert success == socketio.encode_ack(7, messages.success(b'{"a":1}', NOW))
+
+    @pytest.mark.parametrize("cause", CLOSES, ids=lambda cause: cause.name)
+    def test_goodbye(self, cause: Close) -> None:
+        error, *rest = socketio.goodbye(cause)
+        assert error[:2] == b"42"
+        event, body = json.loads(error[2:])
+        assert event == "error"
+        assert body == {
+            "code": cause.name.upper(),
+            "message": cause.text,
+            "retryable": cause.come_back,
+            "closeCode": cause.code,
+        }
+        # A DISCONNECT keeps shipped players away.
+        assert rest == ([] if cause.come_back else [b"41"])
+
+    def test_dialect(self) -> None:
+        dialect = socketio.DIALECT
+        assert (dialect.name, dialect.ping, dialect.binary) == ("socketio", b"2", None)
+        assert messages.NATIVE.goodbye(errors.SUPERSEDED) == ()

@@ -1,0 +1,175 @@
+"""A Socket.IO client from its upgrade to the answer of its CONNECT packet: only then is it known who it is.
+
+It is sent the open packet at once and must connect in time. What cannot be retried is refused with a CONNECT_ERROR,
+after which shipped clients stay away; on whatever will pass the connection is ended without a packet, and they come
+back. Until it is answered a client says nothing else, as the reference server demands: nothing waits here.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Final, Protocol
+
+from vizora_rt import errors
+from vizora_rt.config import Config
+from vizora_rt.errors import Close, Refusal
+from vizora_rt.net.connection import CLOSE_SECONDS, Connection
+from vizora_rt.net.timers import Wheel
+from vizora_rt.wire import socketio
+from vizora_rt.wire.frames import TEXT, encode_frame
+from vizora_rt.wire.http import Request
+from vizora_rt.wire.session import OPEN, Session
+from vizora_rt.wire.socketio import Hello
+
+Greeted = Callable[[Connection | Refusal], None]
+
+ID_BYTES: Final = 15
+"""120 bits, as 20 characters: what the reference server makes."""
+
+PACKETS: Final = 20
+"""How many packets a client may send before it connects: pings, namespaces that are not there."""
+
+CLOSES: Final = {
+    errors.DRAINING: errors.RESTARTING,
+    errors.RATE_LIMITED: errors.TOO_MANY_MESSAGES,
+}
+"""Which close code goes with a passing refusal, for whoever reads it; all others are overload."""
+
+
+class Host(Protocol):
+    """Who decides on CONNECT packets: the gateway."""
+
+    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
+        """Decide who it is. `greeted` is called once, perhaps later, with a connection to attach or a refusal."""
+
+    def handshaken(self, ns: int) -> None:
+        """An opening handshake took this long."""
+
+
+class Lobby(Protocol):
+    """Where clients wait: the HTTP server, which counts their connections."""
+
+    config: Config
+    wheel: Wheel
+
+    @property
+    def gateway(self) -> Host: ...
+
+    def greeted(self) -> None:
+        """A greeting is over."""
+
+    def limited(self, limit: str) -> None:
+        """Count that a limit was met."""
+
+
+class Greeting(asyncio.Protocol):
+    """One client that has not said who it is, or is being checked."""
+
+    __slots__ = (
+        "_address", "_asking", "_due", "_lobby", "_packets", "_request", "_session", "_started", "_transport",
+    )  # fmt: skip
+
+    def __init__(self, lobby: Lobby, request: Request, address: str) -> None:
+        self._lobby = lobby
+        self._request = request
+        self._address = address
+        # As much as HTTP takes from who has not said who it is.
+        self._session = Session(lobby.config.limits.header_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._due = 0.0
+        self._packets = 0
+        self._asking = False
+        self._started = 0
+
+    def attach(self, transport: asyncio.Transport, handshake: bytes, early: bytes) -> None:
+        """Take over `transport`; `early` came behind the request."""
+        limits, presence = self._lobby.config.limits, self._lobby.config.presence
+        self._transport = transport
+        transport.set_protocol(self)
+        self._session.send_raw(handshake)
+        session_id = secrets.token_urlsafe(ID_BYTES)
+        times = (presence.ping_after_seconds, presence.ping_timeout_seconds)
+        self._session.send(socketio.open_packet(session_id, *times, limits.message_bytes))
+        self._flush()
+        self._expect(limits.handshake_seconds)
+        transport.resume_reading()
+        if early:
+            self.data_received(early)
+
+    def data_received(self, data: bytes) -> None:
+        for payload in self._session.receive(data):
+            if self._session.state == OPEN:
+                self._take(payload)
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+
+    def on_timer(self, now: float) -> float | None:
+        """The end of patience: first with the CONNECT packet, then with the closing handshake."""
+        if self._transport is None:
+            return None
+        if now < self._due:
+            return self._due - now
+        if self._session.state != OPEN:
+            self._transport.abort()
+        elif self._asking:
+            self._expect(CLOSE_SECONDS)  # the store has a limit of its own
+        else:
+            self._lobby.limited("handshake_seconds")
+            self._end(errors.SILENT)
+        return None
+
+    def _expect(self, seconds: float) -> None:
+        """What comes next must have come in `seconds`."""
+        self._due = self._lobby.wheel.now + seconds
+        self._lobby.wheel.add(self, seconds)
+
+    def _take(self, payload: str | bytes) -> None:
+        packet = socketio.decode_hello(payload) if isinstance(payload, str) else errors.BINARY_EVENT
+        self._packets += 1
+        if isinstance(packet, Hello) and not self._asking:
+            self._asking = True
+            self._started = perf_counter_ns()
+            self._lobby.gateway.greet(self._request, packet, self._address, self._session, self._greeted)
+        elif packet is None:
+            self._end(errors.NORMAL)
+        elif not isinstance(packet, bytes) or self._packets > PACKETS:
+            self._end(errors.PROTOCOL_ERROR)
+        elif packet:
+            self._session.send(packet)
+
+    def _greeted(self, outcome: Connection | Refusal) -> None:
+        transport = self._transport
+        if isinstance(outcome, Connection):
+            if transport is None or self._session.state != OPEN:
+                return  # it left meanwhile
+            self._leave()
+            answer = encode_frame(TEXT, socketio.connected(secrets.token_urlsafe(ID_BYTES)))
+            outcome.attach(transport, answer)
+            self._lobby.gateway.handshaken(perf_counter_ns() - self._started)
+        elif outcome.retryable:
+            self._end(CLOSES.get(outcome, errors.OVERLOADED_CLOSE))
+        else:
+            self._session.send(socketio.connect_error(outcome))
+            self._end(errors.NORMAL)
+
+    def _end(self, cause: Close) -> None:
+        self._session.close(cause)
+        self._flush()
+        self._expect(CLOSE_SECONDS)
+
+    def _flush(self) -> None:
+        output, transport = self._session.take_output(), self._transport
+        if transport is None:
+            return
+        if output:
+            transport.write(output)
+        if self._session.ended:
+            transport.close()
+
+    def _leave(self) -> None:
+        if self._transport is not None:
+            self._transport = None
+            self._lobby.greeted()
