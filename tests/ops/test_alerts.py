@@ -1,0 +1,203 @@
+"""The alerts: the file is that of the table, the seed's are as the owner wrote them, and promtool sees each fire."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tools import run
+from vizora_rt.ops import alerts
+
+ROOT = Path(__file__).parent.parent.parent
+OPS = ROOT / "ops"
+PROMETHEUS = OPS / "prometheus"
+ALERTMANAGER = OPS / "alertmanager/alertmanager.yml"
+NAMES = tuple(dict.fromkeys(alert.name for alert in alerts.ALERTS))
+
+SEED = {
+    # name -> (severity, for, what the expression must compare with), as the owner wrote them.
+    "HighErrorRate": ("warning", "5m", "> 0.05"),
+    "HeartbeatFailures": ("warning", "5m", "> 0.1"),
+    "HighLatency": ("warning", "5m", "> 0.5"),
+    "ConnectionDrops": ("info", "5m", "> 1"),
+    "HighMemoryUsage": ("warning", "10m", "> 1073741824"),
+}
+ADDED = (
+    "ServiceDown", "WorkerCrashLoop", "RedisDown", "EventLoopLag", "HeartbeatsRefused", "FieldsIgnored",
+    "DevicesOffline", "PlaysMissing", "SlowConsumers", "ConnectionsNearLimit", "CommandsExpiring", "StoreMemory",
+    "PlaysBacklog", "DuplicateIdentity", "DeviceSeriesCapped",
+)  # fmt: skip
+SEED_SUMMARIES = (
+    "High error rate detected", "High heartbeat failure rate", "P95 latency above 500ms", "High connection drop rate",
+    "Memory usage above 1GB",
+)  # fmt: skip
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def switched_on(path: Path) -> str:
+    """A configuration with its commented blocks in use."""
+    return re.sub(r"(?m)^( *)#: ?", r"\1", path.read_text("utf-8"))
+
+
+class TestTable:
+    def test_the_file_is_up_to_date(self) -> None:
+        assert (PROMETHEUS / "alerts.yml").read_text("utf-8") == alerts.render(), "run: vizora-rt ops alerts --write"
+
+    def test_all_are_there_and_no_others(self) -> None:
+        assert NAMES == (*SEED, *ADDED)
+
+    @pytest.mark.parametrize("name", SEED)
+    def test_the_seed_s_names_thresholds_and_severities(self, name: str) -> None:
+        severity, hold, threshold = SEED[name]
+        rules = [alert for alert in alerts.ALERTS if alert.name == name]
+        assert {rule.severity for rule in rules} == {severity}
+        assert {rule.hold for rule in rules} == {hold}
+        assert rules[0].summary in SEED_SUMMARIES
+        assert re.search(re.escape(threshold) + r"(?![\d.])", rules[0].expr)
+
+    def test_a_rate_has_a_ratio_too(self) -> None:
+        """`> number` of a bare rate depends on the fleet's size: another form of the same alert must not."""
+        forms: dict[str, set[str]] = {}
+        for alert in alerts.ALERTS:
+            forms.setdefault(alert.name, set()).add(alert.form)
+        assert {name: kinds for name, kinds in forms.items() if kinds != {""}} == {
+            "HighErrorRate": {"rate", "ratio"},
+            "HeartbeatFailures": {"rate", "ratio"},
+            "ConnectionDrops": {"rate", "ratio"},
+        }
+
+    @pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: f"{alert.name}-{alert.form}")
+    def test_each_says_all(self, alert: alerts.Alert) -> None:
+        assert alert.reason.endswith(".")
+        assert alert.summary and alert.description
+        assert "/" not in alert.expr.replace("/health", ""), "a product on the other side does not divide by zero"
+
+    def test_another_place_for_runbooks(self) -> None:
+        rules = yaml.safe_load(alerts.render("https://wiki/x/"))["groups"][0]["rules"]
+        assert {rule["annotations"]["runbook_url"] for rule in rules} == {f"https://wiki/x/{name}.md" for name in NAMES}
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_has_a_runbook(self, name: str) -> None:
+        text = (OPS / f"runbooks/{name}.md").read_text("utf-8")
+        headings = re.findall(r"(?m)^#+ (.+)$", text)
+        assert headings == [
+            name, "What it means", "What the user feels", "How to look", "What to do", "When to wake whom",
+        ]  # fmt: skip
+        assert "```promql" in text
+
+    def test_no_runbook_without_an_alert(self) -> None:
+        assert sorted(path.stem for path in (OPS / "runbooks").glob("*.md")) == sorted(NAMES)
+
+
+class TestPrometheus:
+    def test_rules(self) -> None:
+        code, output = run("promtool", "check", "rules", PROMETHEUS / "alerts.yml")
+        assert code == 0, output
+        assert f"{len(alerts.ALERTS)} rules found" in output
+
+    def test_config(self) -> None:
+        code, output = run("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
+        assert code == 0, output
+
+    def test_blocks_that_are_switched_off(self, tmp_path: Path) -> None:
+        text = switched_on(PROMETHEUS / "prometheus.yml")
+        on = yaml.safe_load(text)
+        job = on["scrape_configs"][0]
+        assert {"remote_write"} <= on.keys()
+        assert {"file_sd_configs", "dns_sd_configs", "authorization", "scheme", "tls_config"} <= job.keys()
+        assert on["global"]["external_labels"]["replica"]
+        (tmp_path / "prometheus.yml").write_text(text)
+        code, output = run("promtool", "check", "config", "--syntax-only", tmp_path / "prometheus.yml")
+        assert code == 0, output
+
+    def test_web(self, tmp_path: Path) -> None:
+        on = yaml.safe_load(switched_on(PROMETHEUS / "web.yml"))
+        assert on.keys() == {"tls_server_config", "basic_auth_users"}
+        # The certificate's files are not here.
+        (tmp_path / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": on["basic_auth_users"]}))
+        for path in (tmp_path / "web.yml", PROMETHEUS / "web.yml"):
+            code, output = run("promtool", "check", "web-config", path)
+            assert code == 0, output
+
+    def test_unit_tests(self) -> None:
+        code, output = run("promtool", "test", "rules", PROMETHEUS / "alerts_test.yml")
+        assert code == 0, output
+
+    @pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: f"{alert.name}-{alert.form}")
+    def test_unit_tests_see_what_no_longer_fires(self, alert: alerts.Alert, tmp_path: Path) -> None:
+        """Each rule, made unable to fire, fails its test; made to fire at anything, its quiet one."""
+        rules = alerts.render()
+        for broken in (f"({alert.expr}) < -1", "vector(1)"):
+            changed = yaml.safe_load(rules)
+            rule = next(
+                rule
+                for rule in changed["groups"][0]["rules"]
+                if (rule["alert"], rule["labels"].get("form", "")) == (alert.name, alert.form)
+            )
+            rule["expr"] = broken
+            (tmp_path / "alerts.yml").write_text(yaml.safe_dump(changed))
+            test = load(PROMETHEUS / "alerts_test.yml")
+            test["tests"] = [each for each in test["tests"] if each["name"].split()[0] == alert.name]
+            (tmp_path / "alerts_test.yml").write_text(yaml.safe_dump(test))
+            code, output = run("promtool", "test", "rules", tmp_path / "alerts_test.yml")
+            assert code != 0, output
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_has_a_test_that_fires_and_one_that_is_quiet(self, name: str) -> None:
+        forms = {alert.form for alert in alerts.ALERTS if alert.name == name}
+        fired, quiet = set(), 0
+        for test in load(PROMETHEUS / "alerts_test.yml")["tests"]:
+            if test["name"].split()[0] != name:
+                continue
+            samples = [sample for expr in test["promql_expr_test"] for sample in expr["exp_samples"]]
+            quiet += not samples
+            for sample in samples:
+                labels = dict(re.findall(r'(\w+)="([^"]*)"', sample["labels"]))
+                assert labels["alertname"] == name
+                fired.add(labels.get("form", ""))
+        assert fired == forms
+        assert quiet
+
+
+class TestAlertmanager:
+    def test_config(self) -> None:
+        code, output = run("amtool", "check-config", ALERTMANAGER)
+        assert code == 0, output
+
+    def test_blocks_that_are_switched_off(self, tmp_path: Path) -> None:
+        text = switched_on(ALERTMANAGER)
+        assert "time_intervals" in yaml.safe_load(text)
+        (tmp_path / "alertmanager.yml").write_text(text)
+        code, output = run("amtool", "check-config", tmp_path / "alertmanager.yml")
+        assert code == 0, output
+
+    @pytest.mark.parametrize(
+        ("severity", "receivers"),
+        [("critical", "pagerduty,slack"), ("warning", "slack,email"), ("info", "email"), ("", "slack")],
+    )
+    def test_routes(self, severity: str, receivers: str) -> None:
+        code, output = run(
+            "amtool", "config", "routes", "test", f"--config.file={ALERTMANAGER}",
+            f"--verify.receivers={receivers}", "alertname=X", f"severity={severity}",
+        )  # fmt: skip
+        assert code == 0, output
+
+    @pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: f"{alert.name}-{alert.form}")
+    def test_each_alert_has_receivers(self, alert: alerts.Alert) -> None:
+        code, output = run(
+            "amtool", "config", "routes", "test", f"--config.file={ALERTMANAGER}",
+            f"alertname={alert.name}", f"severity={alert.severity}", "job=vizora-realtime",
+        )  # fmt: skip
+        assert code == 0, output
+        named = {receiver["name"] for receiver in load(ALERTMANAGER)["receivers"]}
+        reached = set(output.splitlines()[0].split(","))
+        assert reached and reached <= named
+
+    def test_receivers_of_all_three_kinds(self) -> None:
+        kinds = {kind for receiver in load(ALERTMANAGER)["receivers"] for kind in receiver if kind != "name"}
+        assert kinds == {"slack_configs", "email_configs", "pagerduty_configs"}

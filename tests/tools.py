@@ -1,0 +1,33 @@
+"""Programs that tests run and pip cannot install: there, or the test is skipped with the reason; in CI it fails."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PACKAGES = {
+    "promtool": "prometheus",
+    "prometheus": "prometheus",
+    "amtool": "prometheus-alertmanager",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+}
+"""Command and Debian package."""
+
+
+def tool(command: str) -> str:
+    """The path of `command`. Skips the test without it, or fails it where VIZORA_REQUIRE_TOOLS is set."""
+    found = shutil.which(command)
+    if found is None:
+        reason = f"{command} is missing: apt-get install {PACKAGES[command]}"
+        if os.environ.get("VIZORA_REQUIRE_TOOLS"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+def run(command: str, *arguments: str | Path) -> tuple[int, str]:
+    """Exit code and all that it wrote."""
+    done = subprocess.run([tool(command), *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr
