@@ -49,7 +49,7 @@ class TestTable:
         assert (PROMETHEUS / "alerts.yml").read_text("utf-8") == alerts.render(), "run: vizora-rt ops alerts --write"
 
     def test_all_are_there_and_no_others(self) -> None:
-        assert NAMES == (*SEED, *ADDED)
+        assert (*SEED, *ADDED) == NAMES
 
     @pytest.mark.parametrize("name", SEED)
     def test_the_seed_s_names_thresholds_and_severities(self, name: str) -> None:
