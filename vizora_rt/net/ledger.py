@@ -96,7 +96,8 @@ if ARGV[6] == '1' then
   end
 end
 redis.call('RPUSH', KEYS[1], ARGV[1])
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[7]) - tonumber(ARGV[5]) then
+local time = redis.call('TIME')
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[7]) - time[1] * 1000 - math.floor(time[2] / 1000) - 1 then
   redis.call('PEXPIREAT', KEYS[1], ARGV[7])
 end
 return {1, owner(KEYS[2], KEYS[3]), expired}
