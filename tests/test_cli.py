@@ -20,7 +20,10 @@ from vizora_rt.app.auth import Verifier
 from vizora_rt.config import Config
 from vizora_rt.net import embedded
 
-COMMANDS = [[], ["serve"], ["demo"], ["check-config"], ["token"], ["token", "device"], ["token", "user"]]
+COMMANDS = [
+    [], ["serve"], ["demo"], ["check-config"], ["token"], ["token", "device"], ["token", "user"],
+    ["plays"], ["plays", "tail"], ["plays", "export"], ["events"], ["events", "tail"], ["events", "export"],
+]  # fmt: skip
 
 SECRETS = {"DEVICE_JWT_SECRET": "d" * 32, "JWT_SECRET": "u" * 32}
 
@@ -63,6 +66,8 @@ class TestHelp:
         assert "Example: vizora-rt" in done.stdout.replace("VIZORA_ENV=development ", "") or arguments in (
             [],
             ["token"],
+            ["plays"],
+            ["events"],
         )
 
     def test_a_wrong_option_is_a_matter_of_usage(self, tmp_path: Path) -> None:
