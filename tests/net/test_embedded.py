@@ -241,13 +241,14 @@ class TestLeftBehind:
         process, pid, url = supervisor()
         process.kill()
         process.wait()
-        runtime = tmp_path / "r"
-        runtime.mkdir()
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        (tmp_path / "r").mkdir()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc/self/cwd/r")
         store = begin(state_dir)
         assert (store.pid, store.url) == (pid, url)
         store.stop()
         assert not Path(Address.parse(url).path).parent.exists()
+        assert list((tmp_path / "r").iterdir()) == []
 
     def test_one_that_hangs_is_ended(
         self,
@@ -267,6 +268,21 @@ class TestLeftBehind:
         assert store.pid != pid
         assert gone(pid)
         assert tell(store, ("GET", "k")) == [b"v"]
+
+    def test_one_that_hangs_and_cannot_be_found(
+        self, state_dir: Path, supervisor: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A second Valkey on the same file would ruin it, and the process that the pid file names is not it, but us."""
+        process, pid, _ = supervisor()
+        process.kill()
+        process.wait()
+        os.kill(pid, signal.SIGSTOP)
+        (state_dir / "store" / "valkey.pid").write_text(str(os.getpid()))
+        monkeypatch.setattr(embedded, "ADOPT_SECONDS", 0.1)
+        with pytest.raises(UnavailableError) as raised:
+            start(state_dir)
+        assert one_line(raised).startswith("another Valkey runs on ")
+        assert not gone(pid)
 
     def test_files_of_one_that_is_dead(self, state_dir: Path, supervisor: Run, begin: Begin) -> None:
         process, pid, url = supervisor()

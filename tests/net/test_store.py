@@ -211,12 +211,13 @@ async def test_a_callback_that_raises_harms_nobody(
     assert capfd.readouterr().err.count("handler failed") == 4
 
 
-async def test_a_waiter_that_gave_up(redis_url: str, make: Make) -> None:
+async def test_a_waiter_that_gave_up(redis_url: str, make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     store = await make(redis_url).start()
     waiter = asyncio.create_task(store.request("ping", pack("PING")))
     await asyncio.sleep(0)
     waiter.cancel()
     assert await store.request("other", pack("ECHO", "next")) == b"next"
+    assert "handler failed" not in capfd.readouterr().err
 
 
 class TestFull:
@@ -257,7 +258,14 @@ class TestFull:
             assert await store.request("set", command) == b"OK"
         assert bench.limit("pending_bytes") == 2
 
-    async def test_of_bytes_within_a_tick(self, redis_url: str, make: Make) -> None:
+    async def test_of_bytes_within_a_tick(self, own: Embedded, make: Make) -> None:
+        bench = make(own.url, pending_bytes=4 * 1024 * 1024)
+        store = await bench.start()
+        os.kill(own.pid, signal.SIGSTOP)
+        command = pack("SET", "k", b"x" * 1024 * 1024)
+        assert 3 <= sum(store.submit("set", command) for _ in range(20)) < 10
+
+    async def test_of_one_command(self, redis_url: str, make: Make) -> None:
         bench = make(redis_url, pending_bytes=1000)
         store = await bench.start()
         assert not store.submit("set", pack("SET", "k", b"x" * 1000))
@@ -303,15 +311,20 @@ class TestLost:
         assert bench.told == ["up", "down", "up"]
 
     async def test_hung(self, own: Embedded, make: Make) -> None:
-        bench = make(own.url, reply_timeout_seconds=0.2)
+        bench = make(own.url, reply_timeout_seconds=0.8)
         store = await bench.start()
         os.kill(own.pid, signal.SIGSTOP)
         assert await asyncio.wait_for(store.request("ping", pack("PING")), 10) is LOST
-        assert "no reply for 0.2 s" in store.reason
+        assert "no reply for 0.8 s" in store.reason
         assert not store.up
         os.kill(own.pid, signal.SIGCONT)
         await bench.again()
-        assert await store.request("ping", pack("PING")) == b"PONG"
+        # The new connection has all the time that the old one had.
+        os.kill(own.pid, signal.SIGSTOP)
+        slow = asyncio.create_task(store.request("ping", pack("PING")))
+        await asyncio.sleep(0.4)
+        os.kill(own.pid, signal.SIGCONT)
+        assert await slow == b"PONG"
 
     async def test_hung_while_idle(self, own: Embedded, make: Make) -> None:
         """Nobody submits anything, and still the connection is known to lead nowhere."""
@@ -394,6 +407,25 @@ class TestLost:
             # Redis did it, and we cannot know: that is what LOST means.
             assert replies == [LOST]
         assert proxy.connections == 6
+
+    async def test_submitting_without_a_pause(self, redis_url: str, proxy: Proxy, make: Make) -> None:
+        """What was queued in the tick of the loss belongs to the old connection; the new one begins with nothing."""
+        bench = make(await proxy.open())
+        store = await bench.start()
+        replies: list[object] = []
+        taken = 0
+        while bench.told == ["up"]:
+            taken += store.submit("other", pack("INCR", "n"), replies.append)
+            if taken == 100:
+                proxy.cut()
+            await asyncio.sleep(0)
+        await bench.again()
+        await until(lambda: len(replies) == taken)
+        assert taken >= 100
+        lost = replies.count(LOST)
+        assert replies == [*range(1, taken - lost + 1), *[LOST] * lost]
+        assert await store.request("ping", pack("PING")) == b"PONG"
+        assert bench.told == ["up", "down", "up"]
 
     async def test_a_reply_that_nobody_asked_for(self, proxy: Proxy, redis_url: str, make: Make) -> None:
         """From then on no reply can be trusted to be whose turn it is."""
@@ -542,7 +574,10 @@ class TestClose:
         os.kill(own.pid, signal.SIGSTOP)
         replies: list[object] = []
         assert store.submit("set", pack("SET", "k", "v"), replies.append)
-        await store.close(0.05)
+        closing = asyncio.create_task(store.close(0.05))
+        await asyncio.sleep(0)
+        assert not store.submit("set", pack("SET", "k", "v"), replies.append)
+        await closing
         assert replies == [LOST]
 
     async def test_while_the_connection_is_lost(self, own: Embedded, make: Make) -> None:

@@ -100,6 +100,8 @@ class Embedded:
             address = _left_behind(self._directory) or self._address
             pid = _pid_of(address, self._directory)
             if pid > 0:
+                if address != self._address:
+                    self._runtime.rmdir()
                 self._address, self._runtime = address, Path(address.path).parent
                 self.url = f"unix://{quote(address.path)}"
                 self._watch(pid)
@@ -109,6 +111,8 @@ class Embedded:
                 deadline = time.monotonic() + ADOPT_SECONDS
             elif time.monotonic() > deadline:
                 self._watch(_recorded_pid(self._directory))
+                if not self.alive():
+                    raise UnavailableError(f"another Valkey runs on {self._directory} and does not answer")
                 log.warning("embedded store does not answer; ending it", pid=self.pid)
                 self._end(STOP_SECONDS)
                 deadline = time.monotonic() + ADOPT_SECONDS

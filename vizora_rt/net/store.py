@@ -342,7 +342,6 @@ class Store:
             if self._silent > CHECKS:
                 self.reconnect(f"no reply for {self._config.reply_timeout_seconds:g} s")
         else:
-            self._silent = 0
             self._idle += 1
             if self._idle >= IDLE_CHECKS:
                 self.submit("ping", PING)
