@@ -28,7 +28,12 @@ from vizora_rt.net.timers import Wheel
 from vizora_rt.wire.resp import pack
 
 SECRET = "d" * 32
-ENV = {"DEVICE_JWT_SECRET": SECRET, "JWT_SECRET": "u" * 32, "VIZORA_LIMITS__MESSAGES_PER_MINUTE": "0"}
+ENV = {
+    "DEVICE_JWT_SECRET": SECRET,
+    "JWT_SECRET": "u" * 32,
+    "INTERNAL_API_SECRET": "i" * 32,
+    "VIZORA_LIMITS__MESSAGES_PER_MINUTE": "0",
+}
 
 Message = dict[str, Any]
 
@@ -319,9 +324,8 @@ class TestContentError:
         assert {json.loads(each)["errorType"] for each in kept} == {"unknown"}
         assert 0 < left <= 3600
         rows = [dict(zip(fields[::2], fields[1::2], strict=True)) for _, fields in events]
-        told = [row for row in rows if row[b"deviceId"] == b"err"]
+        told = [row for row in rows if (row[b"type"], row[b"deviceId"]) == (b"content:error", b"err")]
         assert len(told) == 12
-        assert told[0][b"type"] == b"content:error"
         assert told[0][b"organizationId"] == b"acme"
         detail = json.loads(told[0][b"json"])
         assert detail["errorMessage"] == "GET https://cdn.example/a.mp4?x=1&token=***&y=2 failed"
@@ -538,6 +542,17 @@ class TestPlaysOf:
             ],
             "days": {"2026-11-23": 17},
         }
+
+    async def test_over_http(self, service: Service) -> None:
+        async with screen(service, "asked") as it:
+            await it.taken("content:impressions", {"boot": "b", "plays": [play(1), play(2, "start"), play(5)]})
+        status, body = service.get("/devices/asked/plays", {"x-internal-api-key": "i" * 32})
+        found = json.loads(body)
+        assert status == 200
+        (boot,) = found["boots"]
+        assert (boot["watermark"], boot["holes"], boot["missing"]) == (2, [[3, 4]], 2)
+        assert list(found["days"].values()) == [3]
+        assert service.get("/devices/asked/plays")[0] == 401
 
     async def test_redis_away(self, bench: Bench) -> None:
         await bench.store.close(1)
