@@ -17,6 +17,7 @@ class Screen:
         self.identity = Identity(kind, device_id, organization, "", 0, 0)
         self.dialect: Dialect = NATIVE
         self.acks_deliveries = True
+        self.open = True
         self.causes: list[Close] = []
         self.device: Device | None = None
 

@@ -21,6 +21,10 @@ class Peer(Protocol):
     acks_deliveries: bool
     """Whether the client says what it has received. Of another it is only known that something was sent to it."""
 
+    @property
+    def open(self) -> bool:
+        """Whether what is sent may still arrive."""
+
     def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         """Queue an event; `body` is JSON. With `ack_id` the client is asked for an ack."""
 

@@ -197,6 +197,11 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     @property
+    def open(self) -> bool:
+        """Whether what is sent may still arrive."""
+        return self.transport is not None and self.session.state == OPEN
+
+    @property
     def unsent(self) -> int:
         """Bytes that wait for the client to read."""
         return self.transport.get_write_buffer_size() if self.transport is not None else 0

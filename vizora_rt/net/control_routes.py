@@ -317,11 +317,13 @@ def outcome(tally: Tally, device_id: str, **more: object) -> Response:
     error = tally.failures.get(device_id)
     if error is not None:
         message = f"the device could not: {error}" if error != "failed" else "the device could not"
+    elif tally.sent:
+        message = "sent to a device that does not ack"
     else:
         message = "acked by the device" if tally.delivered else "waits for the device"
     answer = {
         "success": error is None,
-        "delivered": not tally.queued,
+        "delivered": not tally.queued and not tally.sent,
         "queued": bool(tally.queued),
         "message": message,
         **more,

@@ -143,7 +143,7 @@ class Deliveries:
         if not self.current(courier):
             return
         device.playlist_version = found.version
-        if device.organization_id in self._state.suspended:
+        if device.organization_id in self._state.suspended or not courier.peer.open:
             del self._couriers[device]
             return
         do = courier.delivery.found(entry.id if entry is not None else None)
@@ -157,15 +157,17 @@ class Deliveries:
         entry = courier.entry
         assert entry is not None
         self._metrics.counter("commands_total", self._metrics.command(entry.type), "sent").value += 1
-        if entry.type == commands.TOKEN:
-            courier.peer.send(entry.event, entry.body)
-            if courier.delivery.acked() is Do.RECORD:
-                self._settle(courier, entry, "acked", "")
-            return
         if entry.type == "screenshot":
             courier.device.screenshot_until = _now() + SCREENSHOT_MS
             courier.peer.allow(SCREENSHOT_BYTES)
             self._wheel.add(_Limit(courier.device, courier.peer), SCREENSHOT_MS / 1000)
+        if entry.type == commands.TOKEN or not courier.peer.acks_deliveries:
+            # No ack will come. Kept until it expires, a reboot would be obeyed again each time that the screen is back.
+            courier.peer.send(entry.event, entry.body)
+            courier.verdict = ("acked" if courier.peer.acks_deliveries else "sent", "")
+            if courier.delivery.acked() is Do.RECORD:
+                self._settle(courier, entry, *courier.verdict)
+            return
         courier.sent = perf_counter_ns()
         patience = courier.delivery.patience
         courier.due = self._loop.time() + patience
@@ -225,7 +227,8 @@ class Deliveries:
     def _over(self, device_id: str, organization_id: str, entry: Entry, state: str, error: str) -> None:
         """An entry has come to its end: count it, tell backends and who asked."""
         now = _now()
-        self._metrics.counter("commands_total", self._metrics.command(entry.type), state).value += 1
+        if state != "sent":  # which was counted then
+            self._metrics.counter("commands_total", self._metrics.command(entry.type), state).value += 1
         if entry.type != commands.TOKEN:
             detail: dict[str, object] = {"commandId": entry.id, "command": entry.type, "state": state}
             self._ledger.event("command", device_id, organization_id, now, detail | ({"error": error} if error else {}))

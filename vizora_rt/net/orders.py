@@ -27,13 +27,15 @@ OnExpired = Callable[[str, str, Entry], None]
 
 @dataclass(slots=True)
 class Tally:
-    """What became of an entry, device by device. `failures` says why; `lost`: the store went away meanwhile."""
+    """What became of an entry, device by device. `sent` are those that do not say what they have received; `failures`
+    says why; `lost`: the store went away meanwhile."""
 
     waiting: set[str]
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     online: int = 0
     delivered: int = 0
     queued: int = 0
+    sent: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     full: bool = False
     lost: bool = False
@@ -46,6 +48,8 @@ class Tally:
         self.waiting.discard(device_id)
         if state == "acked":
             self.delivered += 1
+        elif state == "sent":
+            self.sent += 1
         else:
             self.failures[device_id] = error or state
         if not self.waiting:
