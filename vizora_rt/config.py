@@ -65,6 +65,8 @@ class Presence(Struct, frozen=True, forbid_unknown_fields=True):
     ping_after_seconds: Seconds = 25.0
     ping_timeout_seconds: Seconds = 20.0
     offline_after_seconds: Seconds = 20.0
+    notify_after_seconds: Seconds = 120.0
+    worker_lost_after_seconds: Seconds = 20.0
     write_within_ms: Positive = 100
 
 

@@ -36,7 +36,7 @@ class Outcome:
     `reply` is the `data` of the ack, JSON already; `degraded` the same with Redis away. With `write` all else comes
     from what it makes of the store's reply, which may be another `write`. `counts` are counters of the organisation and
     how much each grew; `tallies` are counters with closed labels: family, label values, growth. `notice` is an event
-    and its JSON for the dashboards of the organisation.
+    and its JSON for the dashboards of the organisation; `events` are such for the sender, behind the ack.
     """
 
     reply: bytes = b"{}"
@@ -47,6 +47,7 @@ class Outcome:
     counts: tuple[tuple[str, int], ...] = ()
     tallies: tuple[tuple[str, tuple[str, ...], int], ...] = ()
     notice: tuple[str, bytes] | None = None
+    events: tuple[tuple[str, bytes], ...] = ()
 
 
 Handler = Callable[[Device, Any, int], Outcome]
@@ -54,10 +55,14 @@ Handler = Callable[[Device, Any, int], Outcome]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One row of the table: the payload's schema and who handles it."""
+    """One row of the table: the payload's schema and who handles it.
+
+    `viewer` handles it for dashboards, given the `Watch` of the sender; without it, it is nothing that they may send.
+    """
 
     schema: type[Any]
     handler: Handler
+    viewer: Callable[[Any, Any, int], Outcome] | None = None
 
 
 class Handlers:
@@ -83,8 +88,8 @@ class Handlers:
         device.heartbeat = payload
         device.last_heartbeat = now
         device.heartbeats_ok += 1
-        if device.status != "online":
-            device.status, device.reason, device.since = "online", "heartbeat", now
+        if device.status == "stale":
+            self._state.change(device, "online", "heartbeat", now)
         if not device.dirty:
             self._state.touch(device)
         if not device.reported:

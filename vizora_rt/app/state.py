@@ -98,9 +98,12 @@ class Device:
 
 
 class State:
-    """All that this worker holds. One entry per device: connected, or gone so lately that it may come back."""
+    """All that this worker holds. One entry per device: connected, or gone so lately that it may come back.
 
-    __slots__ = ("_on_dirty", "dashboards", "devices", "dirty", "screens", "suspended", "unreported")
+    `changed` are devices whose new status nobody has been told of yet; `suspended` are organisations, with the reason.
+    """
+
+    __slots__ = ("_on_dirty", "changed", "dashboards", "devices", "dirty", "screens", "suspended", "unreported")
 
     def __init__(self, on_dirty: Callable[[], None]) -> None:
         self._on_dirty = on_dirty
@@ -108,7 +111,8 @@ class State:
         self.screens: dict[str, set[Peer]] = {}
         self.dashboards: dict[str, set[Peer]] = {}
         self.dirty: list[Device] = []
-        self.suspended: set[str] = set()
+        self.changed: dict[Device, None] = {}
+        self.suspended: dict[str, str] = {}
         self.unreported: dict[Device, None] = {}
 
     def connect(self, identity: Identity, peer: Peer, epoch: int, since: int, connected: int) -> Device:
@@ -123,8 +127,23 @@ class State:
         device.status, device.reason, device.since = "online", "connected", since
         self.report(device)
         if older is not None:
+            self.leave(older)
             older.close(SUPERSEDED)
         return device
+
+    def change(self, device: Device, status: Status, reason: str, now: int) -> None:
+        """The device is something else since now. Who watches is told when it is written.
+
+        `since` grows with each change, whatever clocks do: by it the later of two is known.
+        """
+        device.status, device.reason = status, reason
+        device.since = max(now, device.since + 1)
+        self.changed[device] = None
+        self.touch(device)
+
+    def expected(self, organization_id: str) -> tuple[Status, str]:
+        """Status and reason of a device that comes in."""
+        return ("suspended", "tenant_suspended") if organization_id in self.suspended else ("online", "connected")
 
     def disconnect(self, device: Device, peer: Peer, reason: str) -> bool:
         """The end of `peer`. False when it no longer speaks for the device."""
@@ -136,8 +155,11 @@ class State:
 
     def offline(self, device: Device, now: int) -> None:
         """The device did not come back in time."""
-        device.status, device.since = "offline", now
+        if device.status != "revoked":
+            device.status = "offline"
+        device.since = max(now, device.since + 1)
         device.heartbeat = None
+        self.changed.pop(device, None)
         self.report(device)
 
     def lose(self, device: Device) -> None:
@@ -145,6 +167,8 @@ class State:
         device.reason = SUPERSEDED.name
         self.report(device)
         self.forget(device)
+        if device.peer is not None:
+            self.leave(device.peer)
 
     def forget(self, device: Device) -> None:
         """Its end is written, or another's business.
@@ -154,6 +178,7 @@ class State:
         """
         if self.devices.get(device.id) is device:
             del self.devices[device.id]
+        self.changed.pop(device, None)
         device.owned = False
         device.connected = 0
 

@@ -17,12 +17,17 @@ log = report.logger("bus")
 
 Bell = dict[str, object]
 
+ORGANIZATION = "vz:org:"
+
+STATUS = b'{"status":'
+"""How the bell of a status change begins. A worker without dashboards of the organisation reads no further."""
+
 CHECK_SECONDS = 10.0
 """A subscriber sends nothing, so it would not notice a dead connection: a PING asks for a sign of life."""
 
 
 class Bus:
-    """This worker's own channel, and the way to ring another's."""
+    """This worker's own channel, those of organisations that have clients here, and the way to ring another's."""
 
     def __init__(
         self, config: Redis, url: str, node: str, worker: int, store: Store, on_bell: Callable[[Bell], None]
@@ -33,6 +38,12 @@ class Bus:
         self._name = f"vizora-bus-{worker}"
         self._store = store
         self._on_bell = on_bell
+        self.on_status: Callable[[str, bytes], None] = lambda *_: None
+        """Gets the organisation and the bell, unread, of a status change."""
+        self.on_subscribed: Callable[[str], None] = lambda _: None
+        """From now on nothing is missed of this organisation. Called again after each loss of the connection."""
+        self._organizations: dict[str, bool] = {}
+        self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
         self._lost = asyncio.Event()
         self._heard = False
@@ -52,7 +63,22 @@ class Bus:
 
     def ring_organization(self, organization: str, bell: Bell) -> bool:
         """Ring all workers that have clients of an organisation."""
-        return self._store.submit("publish", resp.pack("PUBLISH", f"vz:org:{organization}", messages.dumps(bell)))
+        return self._store.submit("publish", resp.pack("PUBLISH", ORGANIZATION + organization, messages.dumps(bell)))
+
+    def watch(self, organization: str) -> None:
+        """Hear the bells of an organisation."""
+        if organization not in self._organizations:
+            self._organizations[organization] = False
+            if self._link is not None:
+                self._link.transport.write(resp.pack("SUBSCRIBE", ORGANIZATION + organization))
+
+    def unwatch(self, organization: str) -> None:
+        if self._organizations.pop(organization, None) is not None and self._link is not None:
+            self._link.transport.write(resp.pack("UNSUBSCRIBE", ORGANIZATION + organization))
+
+    def hears(self, organization: str) -> bool:
+        """Whether bells of an organisation arrive now."""
+        return self._organizations.get(organization, False)
 
     async def _run(self) -> None:
         while True:
@@ -77,9 +103,13 @@ class Bus:
             reply_timeout=config.reply_timeout_seconds,
         )
         try:
-            link.transport.write(resp.pack("SUBSCRIBE", self._channel))
+            self._link = link
+            channels = [ORGANIZATION + organization for organization in self._organizations]
+            link.transport.write(resp.pack("SUBSCRIBE", self._channel, *channels))
             await self._watch(link)
         finally:
+            self._link = None
+            self._organizations = dict.fromkeys(self._organizations, False)
             link.drop("closed")
 
     async def _watch(self, link: Link) -> None:
@@ -100,8 +130,24 @@ class Bus:
     def _deliver(self, replies: list[object]) -> None:
         self._heard = True
         for reply in replies:
-            if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
-                self._hear(reply[2])
+            if isinstance(reply, list) and len(reply) == 3:
+                try:
+                    self._take(*reply)
+                except Exception as error:
+                    # One bell that cannot be followed must not cost the connection, and the bells behind it.
+                    log.exception("doorbell failed", error)
+
+    def _take(self, kind: bytes, channel: bytes, payload: bytes) -> None:
+        if kind == b"message":
+            if payload.startswith(STATUS):
+                self.on_status(channel.decode().removeprefix(ORGANIZATION), payload)
+            else:
+                self._hear(payload)
+        elif kind == b"subscribe" and channel.startswith(ORGANIZATION.encode()):
+            organization = channel.decode().removeprefix(ORGANIZATION)
+            if organization in self._organizations:
+                self._organizations[organization] = True
+                self.on_subscribed(organization)
 
     def _hear(self, payload: bytes) -> None:
         try:

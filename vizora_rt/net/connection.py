@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from vizora_rt.app.auth import Identity
+from vizora_rt.app.dashboards import Watch
 from vizora_rt.app.state import Device
 from vizora_rt.config import Config
 from vizora_rt.errors import NORMAL, SILENT, SLOW_CONSUMER, Close
@@ -85,6 +86,7 @@ class Connection(asyncio.Protocol):
         "refusals",
         "session",
         "transport",
+        "watch",
     )
 
     def __init__(
@@ -105,6 +107,7 @@ class Connection(asyncio.Protocol):
         self.acks_deliveries = True
         self.refusals = 0
         self.device: Device | None = None
+        self.watch: Watch | None = None
         self.session = session or Session(terms.message_bytes)
         self.session.limit = terms.message_bytes
         self.transport: asyncio.Transport | None = None
@@ -197,6 +200,17 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     @property
+    def stalled(self) -> bool:
+        """Whether the client does not read what was written already."""
+        return self._stalled != 0.0
+
+    def push(self, event: str, bodies: list[bytes]) -> None:
+        """Queue several of an event, with one write."""
+        for body in bodies:
+            self.session.send(self.dialect.encode(event, body, None))
+        self.flush()
+
+    @property
     def open(self) -> bool:
         """Whether what is sent may still arrive."""
         return self.transport is not None and self.session.state == OPEN
@@ -258,6 +272,8 @@ class Connection(asyncio.Protocol):
             self.send("gap", b'{"dropped":%d}' % dropped)
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
+        if self.watch is not None:
+            self.watch.readable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None

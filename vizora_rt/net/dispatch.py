@@ -5,6 +5,7 @@ from collections.abc import Callable
 from time import perf_counter_ns
 
 from vizora_rt import errors, report
+from vizora_rt.app.dashboards import Watch
 from vizora_rt.app.handlers import Event, Handlers, Outcome, Write
 from vizora_rt.app.limits import Rate
 from vizora_rt.app.state import Device, State
@@ -165,10 +166,43 @@ class Dispatcher:
             self._ack.timer.observe(perf_counter_ns() - started)
         elif counted is None:
             self._refuse(connection, self._unknown, errors.UNKNOWN_EVENT, name, ack_id, started)
+        elif connection.watch is not None and counted.event is not None and counted.event.viewer is not None:
+            self._view(connection, counted, connection.watch, data, ack_id, started)
         else:
             if name == "heartbeat":
                 self._metrics.counter("heartbeat_errors_total", "not_allowed").value += 1
             self._refuse(connection, counted, errors.NOT_ALLOWED, name, ack_id, started)
+
+    def _view(
+        self, connection: Connection, counted: Counted, watch: Watch, data: object, ack_id: int | None, started: int
+    ) -> None:
+        """A dashboard's message: as a device's, but rare."""
+        rate, now = self._rate, started / 1e9
+        wait = rate.wait(watch.arrival, now) if rate.interval else 0.0
+        if wait:
+            self._limited("messages_per_minute")
+            extra: dict[str, object] = {"retryAfterMs": int(wait * 1000) + 1}
+            self._refuse(connection, counted, errors.RATE_LIMITED, counted.name, ack_id, started, extra)
+            return
+        watch.arrival = rate.next(watch.arrival, now)
+        assert counted.event is not None and counted.event.viewer is not None
+        fields = messages.validate(counted.event.schema, data)
+        if isinstance(fields, Invalid):
+            extra = {"details": fields.details}
+            self._refuse(connection, counted, errors.INVALID_PAYLOAD, counted.name, ack_id, started, extra)
+            return
+        if isinstance(fields, Repaired):
+            counted.unknown.value += fields.unknown
+            counted.wrong_type.value += fields.wrong_type
+            fields = fields.payload
+        try:
+            outcome = counted.event.viewer(watch, fields, self.clock.now())
+        except Exception as error:
+            counted.failed.value += 1
+            log.exception("handler failed", error, message=counted.name, user_id=connection.identity.id)
+            connection.close(errors.FAULT)
+            return
+        self._settle(connection, counted, outcome, ack_id, started)
 
     def _write(self, connection: Connection, counted: Counted, write: Write, ack_id: int | None, started: int) -> None:
         """Nothing is acked before it is safe: the answer waits for the store's."""
@@ -204,6 +238,8 @@ class Dispatcher:
         if ack_id is not None:
             self.clock.now()
             connection.session.send(connection.dialect.encode_success(ack_id, outcome.reply, self.clock.iso))
+        for event, body in outcome.events:
+            connection.send(event, body)
         counted.ok.value += 1
         counted.timer.observe(perf_counter_ns() - started)
 

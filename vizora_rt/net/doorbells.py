@@ -17,6 +17,7 @@ from vizora_rt.errors import NORMAL, REVOKED
 from vizora_rt.net.delivery import Deliveries
 from vizora_rt.net.notices import Notices
 from vizora_rt.net.orders import Orders
+from vizora_rt.net.tenants import Tenants
 from vizora_rt.wire import messages
 
 log = report.logger("doorbells")
@@ -27,11 +28,14 @@ Bell = dict[str, Any]
 class Doorbells:
     """One worker's answers to them."""
 
-    def __init__(self, state: State, deliveries: Deliveries, notices: Notices, orders: Orders) -> None:
+    def __init__(
+        self, state: State, deliveries: Deliveries, notices: Notices, orders: Orders, tenants: Tenants
+    ) -> None:
         self._state = state
         self._deliveries = deliveries
         self._notices = notices
         self._orders = orders
+        self._tenants = tenants
         self._answers: dict[str, Callable[[Bell], None]] = {
             "look": self._look,
             "done": self._done,
@@ -96,19 +100,7 @@ class Doorbells:
                 peer.close(NORMAL)
 
     def _tenant(self, bell: Bell) -> None:
-        organization, word = bell["organizationId"], bell["tenant"]
-        suspended = self._state.suspended
-        if word == "suspended":
-            suspended[organization] = bell.get("reason") or ""
-        else:
-            suspended.pop(organization, None)
-        screens = list(self._state.screens.get(organization, ()))
-        self._notices.send(screens, f"tenant:{word}", messages.dumps({"reason": bell.get("reason") or ""}))
-        if word != "suspended":
-            for peer in screens:
-                device = self._device(peer.identity.id)
-                if device is not None and device.peer is peer:
-                    self._deliveries.look(device)
+        self._tenants.ask(bell["organizationId"], bell.get("reason") or "")
 
     def _notice(self, bell: Bell) -> None:
         user = bell.get("userId")

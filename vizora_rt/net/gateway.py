@@ -12,6 +12,7 @@ from vizora_rt import errors, report
 from vizora_rt.app import auth
 from vizora_rt.app.auth import Identity
 from vizora_rt.app.content_errors import ContentErrors
+from vizora_rt.app.dashboards import Rooms
 from vizora_rt.app.handlers import Handlers
 from vizora_rt.app.plays import Plays
 from vizora_rt.app.state import Device, State
@@ -20,7 +21,9 @@ from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.admission import Admission
 from vizora_rt.net.bus import Bus
+from vizora_rt.net.changes import Changes
 from vizora_rt.net.connection import Connection, Terms
+from vizora_rt.net.dashboards import Dashboards
 from vizora_rt.net.delivery import Deliveries
 from vizora_rt.net.dispatch import Dispatcher
 from vizora_rt.net.doorbells import Doorbells
@@ -30,7 +33,10 @@ from vizora_rt.net.notices import Notices
 from vizora_rt.net.orders import Orders
 from vizora_rt.net.plays import Backlog, Partitions
 from vizora_rt.net.presence import Claim, Presence
+from vizora_rt.net.sessions import Sessions
 from vizora_rt.net.store import Store
+from vizora_rt.net.sweeper import Sweeper
+from vizora_rt.net.tenants import Tenants
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import messages, socketio
 from vizora_rt.wire.http import Request
@@ -68,15 +74,23 @@ class Gateway:
         self._place = (node, worker)
         self._deliveries = Deliveries(metrics, wheel, self.ledger, self.state, self._tell)
         self.orders = Orders(metrics, self.ledger, f"{node} {worker}", self.ring, self._deliveries.expired)
-        self._doorbells = Doorbells(self.state, self._deliveries, self.notices, self.orders)
+        self._tenants = Tenants(self.state, store, self.bus, self.notices, wheel, self._deliveries.look)
+        self._doorbells = Doorbells(self.state, self._deliveries, self.notices, self.orders, self._tenants)
+        changes = Changes(store, wheel, config.plays.max_events, config.presence.notify_after_seconds)
         self._presence.on_renewed = self._doorbells.renewed
+        self._presence.on_claim = self._tenants.expect
+        self._presence.on_change = changes.changed
+        self._presence.on_return = changes.returned
+        self._sweeper = Sweeper(config, node, worker, self.state, store, wheel, self._presence, changes)
+        rooms = Rooms()
+        self._dashboards = Dashboards(rooms, store, self.bus, Sessions(self.state, store, wheel))
         self._admission = Admission(config, metrics, wheel, self._presence)
         self.plays = Plays(config.plays)
         Partitions(config.plays, self.plays, store)
         if worker == 0:
             Backlog(metrics, self.plays, store, wheel)
         handlers = Handlers(self.state, config.player)
-        handlers.table |= self.plays.table | ContentErrors(config.plays).table
+        handlers.table |= self.plays.table | ContentErrors(config.plays).table | rooms.table
         self._dispatcher = Dispatcher(config, metrics, store, self.state, handlers)
         self._dispatcher.acked = self._deliveries.on_ack
         self._dispatcher.notify = self._notify
@@ -133,6 +147,7 @@ class Gateway:
         identity = connection.identity
         self._connections.add(connection)
         self.state.enter(connection)
+        self._tenants.expect(identity.organization_id)
         self._metrics.organization("ws_connections_total", identity.organization_id, "connected").value += 1
         if identity.kind == "device":
             device = self.state.connect(identity, connection, claim.epoch, claim.since, claim.connected)
@@ -140,7 +155,12 @@ class Gateway:
             self._presence.connected(device, claim)
             connection.send("config", self._welcome(claim))
             device.playlist_version = claim.version
+            if device.status == "suspended":
+                reason = self.state.suspended.get(device.organization_id, "")
+                connection.send("tenant:suspended", messages.dumps({"reason": reason}))
             self._deliveries.connected(device, claim.waiting)
+        else:
+            self._dashboards.enter(connection)
         if self.draining:
             self._dismiss(connection)  # admitted while Redis was asked
         if connection.transport is None:
@@ -174,6 +194,7 @@ class Gateway:
         if self.draining and not self._connections:
             self._empty.set()
         self.state.leave(connection)
+        self._dashboards.leave(connection)
         identity, cause = connection.identity, connection.session.closed_by
         self._admission.left(connection.address)
         self._metrics.organization("ws_connections_total", identity.organization_id, "disconnected").value += 1
@@ -188,6 +209,7 @@ class Gateway:
     async def drain(self, seconds: float) -> None:
         """Tell all clients to reconnect, spread over half of `seconds`, and wait until they are gone or time is up."""
         self._admission.draining = True
+        self._sweeper.stop()
         if not self._connections:
             self._empty.set()
         started = self._loop.time()

@@ -5,16 +5,19 @@ Every key of a device carries one hash tag, so each script below touches one slo
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from math import inf
 
 from vizora_rt.app.auth import Identity
-from vizora_rt.app.state import Device, State
+from vizora_rt.app.state import Device, State, Status
 from vizora_rt.config import Config
 from vizora_rt.errors import AUTH_INVALID, DEVICE_REVOKED, REVOKED, STORE_UNAVAILABLE, SUPERSEDED, Refusal
-from vizora_rt.net.store import LOST, Store
+from vizora_rt.net import sessions
+from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import messages, resp
 from vizora_rt.wire.resp import ReplyError
@@ -30,6 +33,12 @@ AGAIN = 1.0
 """Seconds until what could not be settled is asked again: Redis full or demoted, a doorbell that rang too early."""
 CONFIRM_PAUSE = 0.05
 """500 in 50 ms asks for 20,000 devices within 2 s: a device let in unchecked is checked within 5 s."""
+
+ORGANIZATIONS = b"vz:orgs"
+"""Organisations that ever had a device: where a sweep finds all devices."""
+
+STALE_INTERVALS = 3
+_STATUS = re.compile(rb'{"status":"(\w+)".*"since":(\d+),"epoch":\d+}$', re.DOTALL)
 
 OWN = """
 local stored, previous = 0, redis.call('GET', KEYS[1])
@@ -53,9 +62,13 @@ if redis.call('EXISTS', KEYS[3]) == 1 then return {0} end
 own(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
 local since, old = ARGV[6], redis.call('GET', KEYS[2]) or ''
 local beat = string.match(old, '"lastHeartbeat":%d+,') or ''
-if string.find(old, '^{"status":"online"') or string.find(old, '^{"status":"stale"') then
-  since = string.match(old, '"since":(%d+)') or since
+local was = tonumber(string.match(old, '"since":(%d+),"epoch"') or 0)
+if string.match(old, '^{"status":"%a+"') == string.match(ARGV[5], '^{"status":"%a+"') then
+  since = was
+else
+  since = math.max(tonumber(since), was + 1)
 end
+since = string.format('%.0f', since)
 redis.call('SET', KEYS[2], ARGV[5] .. beat .. '"since":' .. since .. ',"epoch":' .. fresh .. '}', 'EX', ARGV[4])
 local waiting, playlist = redis.call('LLEN', KEYS[4]), redis.call('HMGET', KEYS[5], 'waiting', 'version')
 local last = tonumber(string.match(beat, '%d+') or 0)
@@ -73,7 +86,8 @@ return {owner, redis.call('LLEN', KEYS[2]), redis.call('HMGET', KEYS[3], 'waitin
 
 CONFIRM = (
     """
--- KEYS owner revoked; ARGV node worker connected ttl epoch -> {1, epoch, previous}, {0}: another's, {-1}: revoked
+-- KEYS owner revoked status; ARGV node worker connected ttl epoch
+-- -> {1, epoch, owner and status before}, {0}: another's, {-1}: revoked
 if redis.call('EXISTS', KEYS[2]) == 1 then return {-1} end
 """
     + OWN
@@ -82,7 +96,7 @@ local mine = tonumber(ARGV[5])
 if mine > 0 and stored > mine then return {0} end
 if mine == 0 and previous and tonumber(string.match(previous, '(%d+)$') or 0) > tonumber(ARGV[3]) then return {0} end
 own(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
-return {1, tonumber(fresh), previous or ''}
+return {1, tonumber(fresh), previous or '', redis.call('GET', KEYS[3]) or ''}
 """
 )
 
@@ -90,6 +104,9 @@ OFFLINE = """
 -- KEYS owner status; ARGV epoch status ttl -> 1 when written
 local owner = redis.call('GET', KEYS[1])
 if owner and string.match(owner, '^(%d+)') ~= ARGV[1] then return 0 end
+-- Swept while this worker was thought dead: it is told already.
+local old = redis.call('GET', KEYS[2])
+if old and string.find(old, '^{"status":"offline"') then return 0 end
 redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
 if owner then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
 return 1
@@ -109,10 +126,11 @@ return 1
 class Claim:
     """What a claim gave: `epoch` 0 when the store could not be asked; `owner` is the owner key before, or empty.
 
-    `waiting` says whether anything waits in the ledger, `version` is that of the stored playlist.
+    `waiting` says whether anything waits in the ledger, `version` is that of the stored playlist. `status` is what was
+    written, `before` the status key as it was.
     """
 
-    __slots__ = ("connected", "epoch", "last_heartbeat", "owner", "since", "version", "waiting")
+    __slots__ = ("before", "connected", "epoch", "last_heartbeat", "owner", "since", "status", "version", "waiting")
 
     def __init__(
         self,
@@ -123,6 +141,8 @@ class Claim:
         waiting: bool = False,
         version: str | None = None,
         last_heartbeat: int = 0,
+        status: Status = "online",
+        before: bytes = b"",
     ) -> None:
         self.epoch = epoch
         self.since = since
@@ -131,6 +151,8 @@ class Claim:
         self.waiting = waiting
         self.version = version
         self.last_heartbeat = last_heartbeat
+        self.status = status
+        self.before = before
 
 
 class Absence:
@@ -148,6 +170,23 @@ class Absence:
         if device.peer is not None or device.connected != self.connected:
             return None
         return None if self.presence.offline(device) else 1.0
+
+
+class Silence:
+    """A connected device that may say nothing: stale after some intervals. An entry of the timer wheel."""
+
+    __slots__ = ("connected", "device", "presence")
+
+    def __init__(self, presence: "Presence", device: Device) -> None:
+        self.presence = presence
+        self.device = device
+        self.connected = device.connected
+
+    def on_timer(self, now: float) -> float | None:
+        device = self.device
+        if device.peer is None or device.connected != self.connected:
+            return None
+        return self.presence.silent(device)
 
 
 class Presence:
@@ -172,6 +211,7 @@ class Presence:
         self._fail_open = config.auth.fail_open_devices
         self._fail_open_users = config.auth.fail_open_dashboards
         interval = config.player.heartbeat_interval
+        self._interval_ms = interval
         self._check_every_ms = interval * 9 // 10
         self._ttl = b"%d" % max(60, 4 * interval // 1000)
         self._absent_after = config.presence.offline_after_seconds
@@ -181,11 +221,21 @@ class Presence:
         self._unowned: dict[Device, None] = {}
         self._confirming = False
         self._places: dict[str, bytes] = {}
+        self._registered: set[str] = set()
         self._early: dict[str, int] = {}
         self._loop = asyncio.get_running_loop()
         self.on_renewed: Callable[[Device, bool, str | None, bool], None] = lambda *_: None
         """Told when the owner key was renewed: whether anything waits, the playlist's version, is the device revoked.
         """
+        self.on_claim: Callable[[str], None] = lambda _: None
+        """Told before a device of this organisation is claimed."""
+        self.on_change: Callable[[Device], None] = lambda _: None
+        """Told when the status of a device is another, and Redis has it."""
+        self.on_return: Callable[[Device, int], None] = lambda *_: None
+        """Told when a device is back that was offline since then."""
+        self.trusted_until = inf
+        """Until when (time of the loop) what this worker owned is its own. Others take a silent worker for dead."""
+        self.on_distrust: Callable[[], None] = lambda: None
         scripts = {"claim": CLAIM, "confirm": CONFIRM, "offline": OFFLINE, "release": RELEASE, "renew": RENEW}
         for name, source in scripts.items():
             store.script(name, source)
@@ -200,6 +250,8 @@ class Presence:
         now = connected // 1000
         revoked_jti = False
         device_id = identity.id.encode()
+        self.on_claim(identity.organization_id)
+        written, reason = self._state.expected(identity.organization_id)
 
         def on_jti(reply: object) -> None:
             nonlocal revoked_jti
@@ -214,7 +266,8 @@ class Presence:
             else:
                 epoch, since, last_heartbeat, commands, playlist, owner, status = reply
                 if not revoked_jti:
-                    done(Claim(epoch, since, owner, connected, *_waits(commands, playlist), last_heartbeat))
+                    waits = _waits(commands, playlist)
+                    done(Claim(epoch, since, owner, connected, *waits, last_heartbeat, written, status))
                     return
                 ttl = OFFLINE_TTL if status.startswith(b'{"status":"offline"') else self._ttl
                 self._store.eval("release", keys[:2], (epoch, owner, status, ttl))
@@ -222,7 +275,8 @@ class Presence:
                     self._unlist(identity)
                 done(DEVICE_REVOKED)
 
-        head = b'{"status":"online","reason":"connected",' + self._place(identity.organization_id)
+        place = self._place(identity.organization_id)
+        head = b'{"status":"%b","reason":"%b",%b' % (written.encode(), reason.encode(), place)
         keys = tuple(_key(device_id, name) for name in (b"owner", b"status", b"revoked", b"ledger", b"playlist"))
         arguments = (self._node, self._worker, connected, self._ttl, head, now)
         if identity.jti:
@@ -233,37 +287,48 @@ class Presence:
             done(self._unchecked(connected, now))
 
     def check_user(self, identity: Identity, done: Callable[[Claim | Refusal], None]) -> None:
-        """Ask whether a dashboard's session still holds, in one write; other services write these keys."""
+        """Ask whether a dashboard's session still holds, in one write."""
         now = time.time_ns() // 1000
-        names = [f"revoked_token:{identity.jti}"] if identity.jti else []
-        names += [f"user_revoked:{identity.id}", f"pwd_changed:{identity.id}"]
-        replies: list[object] = []
 
-        def on_reply(reply: object) -> None:
-            replies.append(reply)
-            if len(replies) < len(names):
-                return
-            *revoked, changed = replies
-            if any(isinstance(reply, ReplyError) for reply in replies):
+        def on_look(why: str | None) -> None:
+            if why is None:
                 done(Claim(0, 0, b"", now) if self._fail_open_users else STORE_UNAVAILABLE)
-            elif any(reply is not None for reply in revoked) or _seconds(changed) > identity.issued:
-                done(AUTH_INVALID)
             else:
-                done(Claim(0, 0, b"", now))
+                done(AUTH_INVALID if why else Claim(0, 0, b"", now))
 
-        # All or none: the store takes a command now or is down for all of this turn of the loop.
-        for name in names:
-            if not self._store.submit("get", resp.pack("GET", name), on_reply):
-                on_reply(LOST)
+        sessions.look(self._store, identity, on_look)
 
     def connected(self, device: Device, claim: Claim) -> None:
         """The device is connected here: tell its last owner, list it, or have it checked later."""
+        self._wheel.add(Silence(self, device), STALE_INTERVALS * self._interval_ms / 1000)
         if not device.owned:
             self._confirm_later(device)
             return
         self._supersede(device, claim.owner)
         device.last_heartbeat = max(device.last_heartbeat, claim.last_heartbeat)
         device.listed = claim.connected // 1000
+        before, since = _status(claim.before)
+        device.status, device.reason = self._state.expected(device.organization_id)
+        if device.status != claim.status:
+            # What is known of its organisation came with the claim.
+            self._state.change(device, device.status, device.reason, device.listed)
+        elif before != device.status:
+            self.on_change(device)
+        if before == "offline":
+            self.on_return(device, since)
+
+    def silent(self, device: Device) -> float:
+        """The time of a connected device's watch: stale when it is silent too long. Seconds until the next look."""
+        now = time.time_ns() // 1_000_000
+        patience = STALE_INTERVALS * self._interval_ms
+        silence = now - max(device.last_heartbeat, device.connected // 1000)
+        if silence < patience:
+            return (patience - silence) / 1000
+        if device.status == "online":
+            self._state.change(device, "stale", "no_heartbeat", now)
+        else:
+            self._state.touch(device)  # its keys must not end before it does
+        return self._interval_ms / 1000
 
     def disconnected(self, device: Device) -> None:
         """Its connection is gone and no newer one took its place: offline, if that lasts."""
@@ -279,7 +344,8 @@ class Presence:
         """Write that the device is gone, unless a newer owner has it. False: Redis is away, ask again."""
         if not device.owned or not self._store.up:
             return False
-        self._state.offline(device, time.time_ns() // 1_000_000)
+        if device.status != "offline":
+            self._state.offline(device, time.time_ns() // 1_000_000)
         connected = device.connected
 
         def on_offline(reply: object) -> None:
@@ -291,6 +357,8 @@ class Presence:
             if reply == 0:
                 device.reason = SUPERSEDED.name
                 self._state.report(device)
+            elif device.status == "offline":
+                self.on_change(device)
             self._state.forget(device)
 
         keys = (_key(device.id.encode(), b"owner"), _key(device.id.encode(), b"status"))
@@ -341,6 +409,11 @@ class Presence:
         if not self._store.up:
             self._armed = False
             return
+        if self._loop.time() > self.trusted_until:
+            self._armed = False
+            self.on_distrust()
+            self._on_up()
+            return
         self._ages.append(self._state.dirty)
         self._state.dirty = []
         if len(self._ages) >= AGES:
@@ -358,16 +431,19 @@ class Presence:
 
     def _write(self, due: list[Device]) -> None:
         now = time.time_ns() // 1_000_000
-        submit = self._store.submit
+        submit, changed = self._store.submit, self._state.changed
         for device in due:
             device.dirty = False
-            if not device.owned:
+            if not device.owned or device.status == "offline":
                 continue
             key = _key(device.id.encode(), b"status")
             value = self._describe(device)
             if not submit("set", resp.pack(b"SET", key, value, b"EX", self._ttl), None):
                 self._state.touch(device)
                 continue
+            if device in changed:
+                del changed[device]
+                self.on_change(device)
             if now - device.owner_checked >= self._check_every_ms:
                 self._check_owner(device, now)
             if now - device.listed >= LISTED_EVERY_MS:
@@ -402,6 +478,9 @@ class Presence:
         self._store.eval("renew", keys, (self._ttl,), on_owner)
 
     def _list(self, organization_id: str, device_id: str, now: int) -> None:
+        if organization_id not in self._registered:
+            self._registered.add(organization_id)
+            self._store.submit("sadd", resp.pack(b"SADD", ORGANIZATIONS, organization_id), None)
         key = f"vz:{{o:{organization_id}}}:devices"
         self._store.submit("zadd", resp.pack(b"ZADD", key, now, device_id), None)
 
@@ -437,6 +516,7 @@ class Presence:
 
     def _on_up(self) -> None:
         """Nothing that was buffered is written before the store has confirmed who owns it."""
+        self._registered.clear()
         self._ages.clear()
         self._state.dirty = []
         for device in self._state.devices.values():
@@ -463,7 +543,7 @@ class Presence:
             self._loop.call_later(CONFIRM_PAUSE, self._confirm_some)
 
     def _confirm(self, device: Device) -> bool:
-        peer, connected = device.peer, device.connected
+        peer, connected, unchecked = device.peer, device.connected, not device.epoch
         device_id = device.id.encode()
 
         def on_jti(reply: object) -> None:
@@ -478,6 +558,7 @@ class Presence:
             elif reply[0] == 1:
                 device.epoch, device.owned = reply[1], True
                 self._supersede(device, reply[2])
+                self._returned(device, *_status(reply[3]), unchecked)
                 self._state.touch(device)
             elif reply[0] == 0:
                 self._lose(device)
@@ -488,9 +569,27 @@ class Presence:
 
         if peer is not None and peer.identity.jti:
             self._store.submit("exists", resp.pack("EXISTS", f"revoked_token:{peer.identity.jti}"), on_jti)
-        keys = (_key(device_id, b"owner"), _key(device_id, b"revoked"))
+        keys = (_key(device_id, b"owner"), _key(device_id, b"revoked"), _key(device_id, b"status"))
         arguments = (self._node, self._worker, connected, self._ttl, device.epoch)
         return self._store.eval("confirm", keys, arguments, on_confirm)
+
+    def _returned(self, device: Device, before: str, since: int, unchecked: bool) -> None:
+        """The device is confirmed: what Redis, and with it those who watch, believed of it meanwhile."""
+        if device.peer is None:
+            return  # it is offline soon, or was said to be already
+        if before == device.status and unchecked and device not in self._state.changed:
+            device.since = since
+        elif unchecked or before == "offline":
+            device.since = max(device.since, since)
+            self._state.change(device, device.status, device.reason, time.time_ns() // 1_000_000)
+        if before == "offline":
+            self.on_return(device, since)
+
+
+def _status(value: bytes) -> tuple[str, int]:
+    """Status and since of a status key, or nothing."""
+    found = _STATUS.match(value)
+    return (found[1].decode(), int(found[2])) if found is not None else ("", 0)
 
 
 def _waits(commands: int, playlist: list[bytes | None]) -> tuple[bool, str | None]:
@@ -502,15 +601,6 @@ def _waits(commands: int, playlist: list[bytes | None]) -> tuple[bool, str | Non
 def _members(json: bytes) -> bytes:
     """The members of a JSON object, to be followed by another."""
     return json[1:-1] + b"," if len(json) > 2 else b""
-
-
-def _seconds(value: object) -> float:
-    """When a password was changed, as other services write it: seconds or milliseconds since the epoch."""
-    try:
-        time_changed = float(value) if isinstance(value, bytes) else 0.0
-    except ValueError:
-        return 0.0
-    return time_changed / 1000 if time_changed > 1e11 else time_changed
 
 
 def _key(device_id: bytes, name: bytes) -> bytes:

@@ -179,6 +179,18 @@ class ScreenshotResponse(Struct, forbid_unknown_fields=True, rename="camel", gc=
     timestamp: str | float | None = None
 
 
+class JoinOrganization(Struct, forbid_unknown_fields=True, rename="camel", gc=False):
+    """`join:organization`: a dashboard asks for all of its organisation."""
+
+    organization_id: Text128
+
+
+class JoinRoom(Struct, forbid_unknown_fields=True, rename="camel", gc=False):
+    """`join:room` and `leave:room`: `org:<id>` or `device:<id>`."""
+
+    room: Annotated[str, Meta(min_length=1, max_length=135)]
+
+
 @dataclass(frozen=True, slots=True)
 class Invalid:
     """A payload that must be refused: field -> why."""

@@ -1,0 +1,99 @@
+"""Tell of changes: to dashboards by the organisation's doorbell, to services behind by the stream of events.
+
+Who is offline for two minutes, and who comes back after that, is worth a notification to people.
+"""
+
+import time
+from typing import Final
+
+from vizora_rt.app import events
+from vizora_rt.app.dashboards import iso, status_body
+from vizora_rt.app.state import Device
+from vizora_rt.net.bus import ORGANIZATION, STATUS
+from vizora_rt.net.store import Store
+from vizora_rt.net.timers import Wheel
+from vizora_rt.wire import messages, resp
+from vizora_rt.wire.resp import ReplyError
+
+NOTIFICATION: Final = "notification:new"
+
+
+class Changes:
+    """One worker's crier."""
+
+    def __init__(self, store: Store, wheel: Wheel, max_events: int, notify_after: float) -> None:
+        self._store = store
+        self._wheel = wheel
+        self._max_events = max_events
+        self._notify_after = notify_after
+
+    def changed(self, device: Device) -> None:
+        """The status of a device of this worker is another; Redis has it already."""
+        last_seen = max(device.last_heartbeat, device.connected // 1000, device.listed)
+        self.tell(device.id, device.organization_id, device.status, device.since, last_seen, device.reason)
+
+    def tell(self, device_id: str, organization_id: str, status: str, since: int, last_seen: int, reason: str) -> None:
+        body = status_body(device_id, status, since, last_seen, reason, time.time_ns() // 1_000_000)
+        bell = b'%b%b,"organizationId":%b}' % (STATUS, body, messages.dumps(organization_id))
+        self._store.submit("publish", resp.pack("PUBLISH", ORGANIZATION + organization_id, bell))
+        entry = events.entry("device:status", device_id, organization_id, since, body)
+        self._store.submit("xadd", resp.pack("XADD", events.STREAM, "MAXLEN", "~", self._max_events, "*", *entry))
+        if status == "offline":
+            reminder = Reminder(self, device_id, organization_id, since, last_seen, reason)
+            self._wheel.add(reminder, self._notify_after)
+
+    def returned(self, device: Device, gone: int) -> None:
+        """A device is back that was offline since `gone`."""
+        if device.since - gone >= self._notify_after * 1000:
+            about = {"since": device.since, "offlineSince": gone, "reason": device.reason}
+            self._notify("device_online", device.id, device.organization_id, about)
+
+    def remind(self, reminder: "Reminder") -> bool:
+        """Notify people of a device that is still offline. False: Redis is away."""
+
+        def on_reply(reply: object) -> None:
+            if isinstance(reply, ReplyError):
+                self._wheel.add(reminder, 1.0)
+            elif _still(reply, reminder.since):
+                about = {"since": reminder.since, "lastSeen": reminder.last_seen, "reason": reminder.reason}
+                self._notify("device_offline", reminder.device_id, reminder.organization_id, about)
+
+        return self._store.submit("get", resp.pack("GET", f"vz:{{d:{reminder.device_id}}}:status"), on_reply)
+
+    def _notify(self, kind: str, device_id: str, organization_id: str, about: dict[str, object]) -> None:
+        now = iso(time.time_ns() // 1_000_000)
+        notification = {"type": kind, "deviceId": device_id, **about, "timestamp": now}
+        bell = {
+            "notice": NOTIFICATION,
+            "organizationId": organization_id,
+            "data": {"notification": notification},
+        }
+        self._store.submit("publish", resp.pack("PUBLISH", ORGANIZATION + organization_id, messages.dumps(bell)))
+
+
+class Reminder:
+    """A device that went offline: is it still, after two minutes? An entry of the timer wheel."""
+
+    __slots__ = ("changes", "device_id", "last_seen", "organization_id", "reason", "since")
+
+    def __init__(
+        self, changes: Changes, device_id: str, organization_id: str, since: int, last_seen: int, reason: str
+    ) -> None:
+        self.changes = changes
+        self.device_id = device_id
+        self.organization_id = organization_id
+        self.since = since
+        self.last_seen = last_seen
+        self.reason = reason
+
+    def on_timer(self, now: float) -> float | None:
+        return None if self.changes.remind(self) else 1.0
+
+
+def _still(value: object, since: int) -> bool:
+    """Whether a status key says offline since then."""
+    return (
+        isinstance(value, bytes)
+        and value.startswith(b'{"status":"offline"')
+        and b'"since":%d,"epoch":' % since in value
+    )

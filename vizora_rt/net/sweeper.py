@@ -1,0 +1,290 @@
+"""Who decides when a worker dies with its devices: the holder of a lease, one at a time among all nodes.
+
+Each worker renews its member of `vz:nodes`, by the clock of Redis, the one that all share. A member that was not
+renewed for 20 s is dead: its devices that nobody else has are marked offline, each by a
+script that compares the owner it read, so that a device which comes back at that moment stays online. A worker that was
+only stopped or cut off finds its lease on its devices over, and has them confirmed before it writes (`presence`).
+
+A worker that is replaced has an heir of the same name, which renews for it: the heir looks after what it left behind.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from math import inf
+from typing import Any, Final
+
+from vizora_rt import report
+from vizora_rt.app.state import State
+from vizora_rt.config import Config
+from vizora_rt.net.changes import Changes
+from vizora_rt.net.presence import LISTED_EVERY_MS, OFFLINE_TTL, ORGANIZATIONS, Presence
+from vizora_rt.net.store import LOST, Store
+from vizora_rt.net.timers import Wheel
+from vizora_rt.wire import messages, resp
+from vizora_rt.wire.resp import ReplyError
+
+NODES: Final = b"vz:nodes"
+LEASE: Final = b"vz:lease:sweeper"
+REASON: Final = "worker_lost"
+
+RENEWALS: Final = 4
+"""Renewals in the time after which a worker counts as dead: three may be late."""
+LEASE_SHARE: Final = 0.75
+"""The lease of a dead sweeper is over before anybody is due to be declared dead."""
+
+PAGE: Final = 500
+PAUSE: Final = 0.02
+"""Seconds between two pages: 25,000 devices a second, at a twentieth of what Redis can do."""
+
+NOW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+LIVE = (
+    """
+-- KEYS nodes; ARGV member: this worker lives
+"""
+    + NOW
+    + """
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+return 1
+"""
+)
+
+DEAD = (
+    """
+-- KEYS nodes; ARGV grace -> {member, renewed, ...} of those that were silent for longer
+"""
+    + NOW
+    + """
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[1]), 'WITHSCORES')
+"""
+)
+
+BURY = """
+-- KEYS nodes; ARGV member renewed: forget a worker, unless it lives after all
+if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) ~= tonumber(ARGV[2]) then return 0 end
+return redis.call('ZREM', KEYS[1], ARGV[1])
+"""
+
+HOLD = """
+-- KEYS lease; ARGV who ttl -> 1 when it is theirs
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+SWEEP = """
+-- KEYS owner status; ARGV owner, now, ttl, head, rest -> {since, last heartbeat}, or 0: another's, or offline already
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+local old = redis.call('GET', KEYS[2])
+local status = string.match(old or '', '^{"status":"(%a+)"')
+if old and status ~= 'online' and status ~= 'stale' and status ~= 'suspended' then return 0 end
+local since = tonumber(ARGV[2])
+if old then since = math.max(since, tonumber(string.match(old, '"since":(%d+),"epoch"') or 0) + 1) end
+since = string.format('%.0f', since)
+local members = ARGV[5]
+if old then
+  members = string.match(old, '^{"status":"%a+","reason":"[^"]*",(.*)"since":%d+,"epoch":%d+}$') or members
+end
+redis.call('SET', KEYS[2], ARGV[4] .. members .. '"since":' .. since .. ',"epoch":0}', 'EX', ARGV[3])
+redis.call('DEL', KEYS[1])
+return {tonumber(since), tonumber(string.match(members, '"lastHeartbeat":(%d+)') or 0)}
+"""
+"""The owner is deleted: a worker that had been thought dead finds out with its next renewal, and confirms."""
+
+HEAD: Final = b'{"status":"offline","reason":"%b",' % REASON.encode()
+
+log = report.logger("sweeper")
+
+
+class LostError(Exception):
+    """Redis went away; the sweep begins anew."""
+
+
+class Sweeper:
+    """One worker's part in it. An entry of the timer wheel."""
+
+    def __init__(
+        self,
+        config: Config,
+        node: str,
+        worker: int,
+        state: State,
+        store: Store,
+        wheel: Wheel,
+        presence: Presence,
+        changes: Changes,
+    ) -> None:
+        self._me = f"{node} {worker}"
+        self._state = state
+        self._store = store
+        self._presence = presence
+        self._changes = changes
+        self._loop = asyncio.get_running_loop()
+        self._grace = config.presence.worker_lost_after_seconds
+        self._absent_after = config.presence.offline_after_seconds
+        self._every = self._grace / RENEWALS
+        # What a predecessor still drains is not left behind yet.
+        self._inherits_at = self._loop.time() + self._absent_after + config.server.drain_seconds
+        self._up_since = inf
+        self._stopped = False
+        self._task: asyncio.Task[None] | None = None
+        for name, source in {"live": LIVE, "dead": DEAD, "bury": BURY, "lease": HOLD, "sweep": SWEEP}.items():
+            store.script(name, source)
+        store.on_up.append(self._on_up)
+        store.on_down.append(self._on_down)
+        presence.on_distrust = self.renew
+        presence.trusted_until = self._loop.time() + self._grace
+        wheel.add(self, self._every)
+
+    def renew(self) -> None:
+        """Say that this worker lives. Until others may doubt it again, what it owned is its own."""
+        until = self._loop.time() + self._grace
+
+        def on_reply(reply: object) -> None:
+            if not isinstance(reply, ReplyError):
+                self._presence.trusted_until = until
+
+        self._store.eval("live", (NODES,), (self._me,), on_reply)
+
+    def stop(self) -> None:
+        """Sweep no more; others will. That this worker lives is said as long as it does."""
+        self._stopped = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def on_timer(self, now: float) -> float | None:
+        self.renew()
+        if self._task is not None or self._stopped:
+            return self._every
+        if self._store.up and self._loop.time() >= self._inherits_at:
+            self._inherits_at = inf
+            self._start(self._inherit())
+        elif self._loop.time() - self._up_since >= self._grace:
+            # Whoever was away with Redis has had the time to say that it lives.
+            self._store.eval("lease", (LEASE,), (self._me, int(self._grace * LEASE_SHARE * 1000)), self._on_lease)
+        return self._every
+
+    def _on_up(self) -> None:
+        self._up_since = self._loop.time()
+        self.renew()
+
+    def _on_down(self) -> None:
+        self._up_since = inf
+
+    def _on_lease(self, reply: object) -> None:
+        if reply == 1:
+            self._store.eval("dead", (NODES,), (int(self._grace * 1000),), self._on_dead)
+
+    def _on_dead(self, reply: object) -> None:
+        if isinstance(reply, list) and reply and self._task is None and not self._stopped:
+            self._start(self._bury(dict(zip(reply[::2], reply[1::2], strict=True))))
+
+    def _start(self, work: Any) -> None:
+        self._task = self._loop.create_task(work)
+        self._task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, LostError):
+            log.warning("sweep given up", reason="redis is away")
+        elif isinstance(error, Exception):
+            log.exception("sweep failed", error)
+
+    async def _bury(self, dead: dict[bytes, bytes]) -> None:
+        """Mark devices of dead workers offline, then forget the workers."""
+        names = {tuple(member.decode().rsplit(" ", 1)) for member in dead}
+        # Keys of a worker that died long ago have ended; its devices were listed until shortly before.
+        lately = min(int(float(renewed)) for renewed in dead.values()) - 2 * LISTED_EVERY_MS
+        swept = await self._sweep(lambda device_id, node, worker, connected: (node, worker) in names, lately)
+        for member, renewed in dead.items():
+            await self._eval("bury", (NODES,), (member, renewed))
+        log.warning("workers lost", workers=len(dead), devices=swept)
+
+    async def _inherit(self) -> None:
+        """Mark offline what a predecessor of the same name had and nobody has now."""
+        devices, me = self._state.devices, tuple(self._me.rsplit(" ", 1))
+        before = (time.time() - self._absent_after) * 1_000_000
+
+        def left(device_id: str, node: str, worker: str, connected: int) -> bool:
+            return (node, worker) == me and connected < before and device_id not in devices
+
+        try:
+            swept = await self._sweep(left, None)
+        except LostError:
+            self._inherits_at = self._loop.time() + self._grace
+            raise
+        if swept:
+            log.warning("devices of the worker before are offline", devices=swept)
+
+    async def _sweep(self, lost: Callable[[str, str, str, int], bool], lately: int | None) -> int:
+        """Walk over all devices; how many were marked. `lost` gets the device and what its owner key says; without the
+        key, a device is lost that was seen since `lately`."""
+        swept, cursor = 0, b"0"
+        while True:
+            cursor, organizations = await self._ask("sscan", "SSCAN", ORGANIZATIONS, cursor, "COUNT", PAGE)
+            for organization in organizations:
+                swept += await self._sweep_organization(organization.decode(), lost, lately)
+            if cursor == b"0":
+                return swept
+
+    async def _sweep_organization(
+        self, organization_id: str, lost: Callable[[str, str, str, int], bool], lately: int | None
+    ) -> int:
+        swept, cursor, key = 0, b"0", f"vz:{{o:{organization_id}}}:devices"
+        while True:
+            cursor, rows = await self._ask("zscan", "ZSCAN", key, cursor, "COUNT", PAGE)
+            seen = {row.decode(): int(float(score)) for row, score in zip(rows[::2], rows[1::2], strict=True)}
+            owners = await asyncio.gather(*(self._ask("get", "GET", _key(device, "owner")) for device in seen))
+            found: dict[str, bytes] = {}
+            for device_id, owner in zip(seen, owners, strict=True):
+                parts = owner.decode().split(" ") if owner else []
+                if len(parts) == 4 and lost(device_id, parts[1], parts[2], int(parts[3])):
+                    found[device_id] = owner
+                elif not parts and lately is not None and seen[device_id] >= lately:
+                    found[device_id] = b""
+            marks = (self._mark(organization_id, device, owner, seen[device]) for device, owner in found.items())
+            swept += sum(await asyncio.gather(*marks))
+            if cursor == b"0":
+                return swept
+            await asyncio.sleep(PAUSE)
+
+    async def _mark(self, organization_id: str, device_id: str, owner: bytes, seen: int) -> bool:
+        now = time.time_ns() // 1_000_000
+        keys = (_key(device_id, "owner"), _key(device_id, "status"))
+        members = messages.dumps({"organizationId": organization_id})[1:-1] + b","
+        reply = await self._eval("sweep", keys, (owner, now, OFFLINE_TTL, HEAD, members))
+        if not isinstance(reply, list):
+            return False
+        since, heartbeat = reply
+        self._changes.tell(device_id, organization_id, "offline", since, max(seen, heartbeat), REASON)
+        return True
+
+    async def _ask(self, operation: str, *command: bytes | str | int) -> Any:
+        reply = await self._store.request(operation, resp.pack(*command))
+        if isinstance(reply, ReplyError):
+            raise LostError
+        return reply
+
+    async def _eval(self, name: str, keys: tuple[bytes | str, ...], arguments: tuple[bytes | str | int, ...]) -> Any:
+        future: asyncio.Future[object] = self._loop.create_future()
+
+        def on_reply(reply: object) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        if not self._store.eval(name, keys, arguments, on_reply):
+            on_reply(LOST)
+        reply = await future
+        if isinstance(reply, ReplyError):
+            raise LostError
+        return reply
+
+
+def _key(device_id: str, name: str) -> str:
+    return f"vz:{{d:{device_id}}}:{name}"
