@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from vizora_rt.app.auth import Identity, Kind
-from vizora_rt.app.state import Device, State
+from vizora_rt.app.state import Device, State, Status
 from vizora_rt.errors import SUPERSEDED, Close
 from vizora_rt.wire.messages import NATIVE, Dialect, Heartbeat
 
@@ -71,6 +71,16 @@ class TestConnect:
         assert (older.causes, newer.causes) == ([SUPERSEDED], [])
         assert not state.disconnect(device, older, "client")
         assert (device.peer, device.reason, device.owned) == (newer, "connected", True)
+
+    def test_the_superseded_is_no_longer_counted(self) -> None:
+        """It may take long to go, and there is one screen."""
+        state, older, newer = State(Bells()), Screen("lobby-1"), Screen("lobby-1")
+        for peer in (older, newer):
+            state.enter(peer)
+            connect(state, peer)
+        assert state.screens == {"acme": {newer}}
+        state.leave(older)
+        assert state.screens == {"acme": {newer}}
 
     def test_what_it_said_outlives_a_reconnect(self) -> None:
         state = State(Bells())
@@ -142,6 +152,52 @@ class TestLeave:
             state.leave(peer)
             state.leave(peer)
         assert (state.screens, state.dashboards) == ({}, {})
+
+    def test_the_lost_is_no_longer_counted(self) -> None:
+        state = State(Bells())
+        state.enter(peer := Screen("lobby-1"))
+        state.lose(connect(state, peer))
+        assert state.screens == {}
+
+    def test_the_revoked_does_not_go_offline(self) -> None:
+        state = State(Bells())
+        device = connect(state, Screen("lobby-1"))
+        state.change(device, "revoked", "by_hand", 2000)
+        state.offline(device, 9000)
+        assert (device.status, device.reason, device.since) == ("revoked", "by_hand", 9000)
+
+
+class TestChange:
+    def test_is_told_and_written(self) -> None:
+        state = State(Bells())
+        device = connect(state, Screen("lobby-1"))
+        state.change(device, "stale", "no_heartbeat", 5000)
+        assert (device.status, device.reason, device.since) == ("stale", "no_heartbeat", 5000)
+        assert list(state.changed) == state.dirty == [device]
+
+    def test_since_grows_whatever_clocks_do(self) -> None:
+        state = State(Bells())
+        device = connect(state, Screen("lobby-1"), since=1000)
+        for now, since in ((1000, 1001), (500, 1002), (2000, 2000)):
+            state.change(device, "stale", "no_heartbeat", now)
+            assert device.since == since
+        state.offline(device, 100)
+        assert device.since == 2001
+
+    def test_nobody_is_told_of_who_is_gone(self) -> None:
+        """Whoever has the device tells."""
+        state = State(Bells())
+        for name, goes in (("lobby-1", state.forget), ("lobby-2", state.lose)):
+            device = connect(state, Screen(name))
+            state.change(device, "stale", "no_heartbeat", 5000)
+            goes(device)
+        assert state.changed == {}
+
+    def test_expected(self) -> None:
+        state = State(Bells())
+        state.suspended["globex"] = "unpaid"
+        assert state.expected("acme") == ("online", "connected")
+        assert state.expected("globex") == ("suspended", "tenant_suspended")
 
 
 class TestDirty:
@@ -251,6 +307,23 @@ class Worker(RuleBasedStateMachine):
                 self.touched.append(device)
             self.state.touch(device)
 
+    @rule(name=NAMES, status=st.sampled_from(["online", "stale"]), ahead=st.integers(-5, 5))
+    def becomes(self, name: str, status: Status, ahead: int) -> None:
+        """Something else, by a clock that may be wrong."""
+        device = self.state.devices.get(name)
+        if device is not None:
+            since = device.since
+            self.expected_bells += not self.touched
+            if device not in self.touched:
+                self.touched.append(device)
+            self.state.change(device, status, "", self.time + ahead)
+            assert device.since > since
+            assert device in self.state.changed
+
+    @rule()
+    def tell(self) -> None:
+        self.state.changed.clear()
+
     @rule()
     def write(self) -> None:
         due, self.state.dirty = self.state.dirty, []
@@ -281,8 +354,9 @@ class Worker(RuleBasedStateMachine):
     def each_is_counted_with_its_organisation(self) -> None:
         for kind, counted in (("device", self.state.screens), ("dashboard", self.state.dashboards)):
             expected: dict[str, set[Screen]] = {}
+            speaking = list(self.speakers.values())
             for peer in self.present:
-                if peer.identity.kind == kind:
+                if peer.identity.kind == kind and (kind == "dashboard" or peer in speaking):
                     expected.setdefault(peer.identity.organization_id, set()).add(peer)
             assert counted == expected
 
@@ -292,6 +366,10 @@ class Worker(RuleBasedStateMachine):
         assert len(set(self.state.dirty)) == len(self.state.dirty)
         assert all(device.dirty for device in self.state.dirty)
         assert self.bells.rung == self.expected_bells
+
+    @invariant()
+    def only_of_ours_is_told(self) -> None:
+        assert all(self.state.devices.get(device.id) is device for device in self.state.changed)
 
     @invariant()
     def what_was_let_go_stays_so(self) -> None:
