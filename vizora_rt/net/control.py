@@ -29,7 +29,7 @@ KEY_HEADER: Final = "x-internal-api-key"
 IDEMPOTENCY_HEADER: Final = "idempotency-key"
 
 KEPT_SECONDS: Final = 86_400
-UNDER_WAY_SECONDS: Final = 30
+UNDER_WAY_SECONDS: Final = 10
 """A worker that dies in a call leaves its key locked for so long; a call takes 5 s at most."""
 
 
