@@ -17,6 +17,7 @@ UVLOOP = (
     "test_connection.py",
     "test_dispatch.py",
     "test_gateway.py",
+    "test_greeting.py",
     "test_http.py",
     "test_presence.py",
 )

@@ -1,0 +1,459 @@
+"""Socket.IO on raw sockets: the greeting, what is refused in which way, and what differs after it."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ClassVar
+
+import pytest
+import redis
+
+from tests.net.peers import (
+    PATIENCE,
+    Json,
+    Node,
+    Wire,
+    device_token,
+    dial_device,
+    frame,
+    until,
+    upgrade,
+    user_token,
+)
+from vizora_rt.net.greeting import PACKETS
+
+PATH = "/socket.io/?EIO=4&transport=websocket"
+PAGE = "https://app.example"
+
+
+def packet(text: str) -> bytes:
+    return frame(0x1, text.encode())
+
+
+class Player:
+    """A Socket.IO client, packet by packet. The fixture `start` closes them all."""
+
+    dialled: ClassVar[list["Player"]] = []
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.opening: Json = {}
+        self.dialled.append(self)
+
+    @classmethod
+    async def open(cls, node: Node, early: bytes = b"", **fields: str) -> "Player":
+        """Up to the open packet."""
+        player = cls(await Wire.open(node.port))
+        await player.wire.send(upgrade("", PATH, Authorization="", **fields) + early)
+        status, _, body = await player.wire.response()
+        assert status == 101, body
+        text = await player.next()
+        assert text[0] == "0"
+        player.opening = json.loads(text[1:])
+        return player
+
+    @classmethod
+    async def dial(cls, node: Node, token: str, **auth: Any) -> "Player":
+        """Connected, `config` read."""
+        player = await cls.open(node)
+        await player.connect(token=token, **auth)
+        assert (await player.next()).startswith('40{"sid":"')
+        assert (await player.event())[0] == "config"
+        return player
+
+    async def connect(self, **auth: Any) -> None:
+        await self.send("40" + json.dumps(auth))
+
+    async def send(self, *packets: str) -> None:
+        await self.wire.send(b"".join(map(packet, packets)))
+
+    async def next(self) -> str:
+        """The next packet."""
+        opcode, payload = await self.wire.frame()
+        assert opcode == 0x1, (opcode, payload)
+        return payload.decode()
+
+    async def event(self) -> tuple[str, Any]:
+        """The next packet, which must be an event that wants no ack."""
+        text = await self.next()
+        assert text[:3] == "42[", text
+        name, body = json.loads(text[2:])
+        return name, body
+
+    async def refused(self) -> Json:
+        """The body of the CONNECT_ERROR that comes next, after which the connection ends."""
+        text = await self.next()
+        assert text[:2] == "44", text
+        assert await self.wire.close_code() == 1000
+        await self.wire.send(frame(0x8, b"\x03\xe8"))
+        assert await self.wire.ends() == b""
+        body: Json = json.loads(text[2:])
+        return body
+
+
+async def knock(node: Node, path: str = PATH) -> tuple[int, dict[str, str], Json]:
+    """Status, header fields and body of a request that is refused."""
+    wire = await Wire.open(node.port)
+    try:
+        await wire.send(upgrade("", path, Authorization=""))
+        status, fields, body = await wire.response()
+    finally:
+        await wire.close()
+    return status, fields, json.loads(body)
+
+
+@pytest.fixture
+async def start(redis_url: str) -> AsyncIterator[Callable[..., Any]]:
+    """Starts workers, and sees that no greeting outlives its client."""
+    nodes: list[Node] = []
+
+    async def begin(*, store: bool = True, **sections: Json) -> Node:
+        node = await Node(redis_url, len(nodes), **sections).start(store=store)
+        nodes.append(node)
+        return node
+
+    yield begin
+    while Player.dialled:
+        await Player.dialled.pop().wire.close()
+    for node in nodes:
+        await node.stop()
+        await until(lambda node=node: node.http.exchanges == 0)  # type: ignore[misc]
+
+
+Start = Callable[..., Any]
+
+
+class TestGreeting:
+    async def test_open_packet(self, start: Start) -> None:
+        node = await start()
+        player = await Player.open(node)
+        session = player.opening.pop("sid")
+        assert len(session) == 20
+        assert player.opening == {"upgrades": [], "pingInterval": 25000, "pingTimeout": 20000, "maxPayload": 65536}
+        other = await Player.open(node)
+        assert other.opening["sid"] != session
+        assert node.gateway.connections == 0
+
+    async def test_connect(self, start: Start) -> None:
+        node = await start()
+        player = await Player.dial(node, device_token("lobby"))
+        await player.send('427["heartbeat",{"uptime":5,"currentContent":"c1"}]')
+        text = await player.next()
+        assert text[:3] == "437"
+        [ack] = json.loads(text[3:])
+        assert ack["success"] is True
+        assert ack["data"]["nextHeartbeatIn"] == node.config.player.heartbeat_interval
+        assert node.gateway.connections == 1
+        assert node.http.exchanges == 0
+        assert node.gateway.state.devices["lobby"].heartbeat is not None
+
+    async def test_connect_may_come_with_the_request(self, start: Start) -> None:
+        node = await start()
+        token = device_token("lobby")
+        player = await Player.open(node, packet(f'40{{"token":"{token}"}}'))
+        assert (await player.next()).startswith("40")
+
+    @pytest.mark.parametrize(
+        ("auth", "acks"),
+        [
+            ({}, False),
+            ({"capabilities": {"deliveryAck": True}}, True),
+            ({"capabilities": ["deliveryAck"]}, True),
+            ({"capabilities": []}, False),
+        ],
+    )
+    async def test_capabilities(self, start: Start, auth: Json, acks: bool) -> None:
+        node = await start()
+        await Player.dial(node, device_token("lobby"), **auth)
+        peer = node.gateway.state.devices["lobby"].peer
+        assert peer is not None and peer.acks_deliveries is acks
+
+    async def test_a_dashboard_comes_with_its_cookie(self, start: Start) -> None:
+        node = await start(auth={"cors_origins": [PAGE]})
+        player = await Player.open(node, Cookie=f"vizora_auth_token={user_token()}", Origin=PAGE)
+        await player.send("40")
+        assert (await player.next()).startswith("40")
+        await player.send('420["heartbeat",{}]')
+        assert json.loads((await player.next())[3:])[0]["code"] == "NOT_ALLOWED"
+
+
+class TestRefused:
+    """What will not pass: a CONNECT_ERROR, after which shipped clients stay away."""
+
+    @pytest.mark.parametrize(
+        ("packets", "code", "message"),
+        [
+            ("40", "AUTH_INVALID", "auth_invalid"),
+            ("40{}", "AUTH_INVALID", "auth_invalid"),
+            ('40{"token":7}', "AUTH_INVALID", "auth_invalid"),
+            ('40{"token":"nonsense"}', "AUTH_INVALID", "auth_invalid"),
+            ('40{"token', "AUTH_INVALID", "auth_invalid"),
+            (f'40{{"token":"{device_token("a", secret="x" * 40)}"}}', "AUTH_INVALID", "auth_invalid"),
+            (f'40{{"token":"{device_token("a", exp=int(time.time()) - 60)}"}}', "AUTH_EXPIRED", "auth_expired"),
+        ],
+    )
+    async def test_token(self, start: Start, packets: str, code: str, message: str) -> None:
+        node = await start()
+        player = await Player.open(node)
+        await player.send(packets)
+        assert await player.refused() == {"message": message, "data": {"code": code}}
+        assert node.counter("ws_handshakes_rejected_total", code) == 1
+
+    async def test_revoked(self, start: Start, redis_url: str) -> None:
+        node = await start()
+        with redis.Redis(unix_socket_path=redis_url.removeprefix("unix://")) as store:
+            store.set("vz:{d:lobby}:revoked", "1")
+        player = await Player.open(node)
+        await player.connect(token=device_token("lobby"))
+        assert await player.refused() == {"message": "device_token_stale", "data": {"code": "DEVICE_REVOKED"}}
+
+    async def test_origin(self, start: Start) -> None:
+        node = await start(auth={"cors_origins": [PAGE]})
+        player = await Player.open(node, Origin="https://elsewhere.example")
+        await player.connect(token=device_token("lobby"))
+        assert await player.refused() == {"message": "origin_denied", "data": {"code": "ORIGIN_DENIED"}}
+        # A cookie comes by itself, whoever wrote the page.
+        player = await Player.open(node, Cookie=f"vizora_auth_token={user_token()}")
+        await player.send("40")
+        assert (await player.refused())["data"]["code"] == "ORIGIN_DENIED"
+
+    async def test_a_device_has_no_cookie(self, start: Start) -> None:
+        node = await start(auth={"cors_origins": [PAGE]})
+        player = await Player.open(node, Cookie=f"vizora_auth_token={device_token('lobby')}", Origin=PAGE)
+        await player.send("40")
+        assert (await player.refused())["data"]["code"] == "AUTH_INVALID"
+
+    @pytest.mark.parametrize(
+        ("query", "code"),
+        [
+            ("EIO=4&transport=polling", 0),
+            ("EIO=4", 0),
+            ("EIO=3&transport=websocket", 5),
+            ("EIO=4&transport=websocket&sid=x", 1),
+        ],
+    )
+    async def test_requests(self, start: Start, query: str, code: int) -> None:
+        node = await start()
+        wire = await Wire.open(node.port)
+        await wire.send(upgrade("", f"/socket.io/?{query}", Authorization=""))
+        status, _, body = await wire.response()
+        assert (status, json.loads(body)["code"]) == (400, code)
+        # The connection goes on: the client may try the next transport on it.
+        await wire.send(upgrade("", f"/api{PATH}", Authorization=""))
+        assert (await wire.response())[0] == 101
+        await wire.close()
+        assert node.counter("http_requests_total", "GET", "/socket.io/", "400") == 1
+
+    async def test_no_upgrade(self, start: Start) -> None:
+        node = await start()
+        wire = await Wire.open(node.port)
+        await wire.send(f"GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        status, _, body = await wire.response()
+        assert (status, body) == (400, b'{"code":3,"message":"Bad request"}')
+        await wire.close()
+
+
+class TestPassing:
+    """What will pass: refused before the upgrade when it is known then, else the transport ends without a packet."""
+
+    async def test_draining(self, start: Start) -> None:
+        node = await start()
+        draining = asyncio.create_task(node.gateway.drain(PATIENCE))
+        await until(lambda: node.gateway.draining)
+        status, fields, body = await knock(node)
+        assert (status, body["code"]) == (503, "DRAINING")
+        assert int(fields["retry-after"]) > 0
+        await draining
+
+    async def test_draining_has_begun_meanwhile(self, start: Start) -> None:
+        node = await start()
+        player = await Player.open(node)
+        await node.gateway.drain(0)
+        await player.connect(token=device_token("lobby"))
+        assert await player.wire.close_code() == 1012
+
+    async def test_full(self, start: Start) -> None:
+        node = await start(limits={"max_connections": 1})
+        other = await Player.open(node)
+        screen = await dial_device(node.port, "lobby")
+        status, _, body = await knock(node)
+        assert (status, body["code"]) == (503, "OVERLOADED")
+        await other.connect(token=device_token("hall"))
+        assert await other.wire.close_code() == 1013
+        await screen.leave()
+
+    async def test_address(self, start: Start) -> None:
+        node = await start(limits={"connections_per_address_per_minute": 1})
+        await Player.open(node)
+        status, _, body = await knock(node)
+        assert (status, body["code"]) == (429, "RATE_LIMITED")
+
+    async def test_token_rate(self, start: Start) -> None:
+        node = await start(limits={"connections_per_minute": 1})
+        token = device_token("lobby")
+        await Player.dial(node, token)
+        player = await Player.open(node)
+        await player.connect(token=token)
+        assert await player.wire.close_code() == 4002
+        assert node.counter("ws_handshakes_rejected_total", "RATE_LIMITED") == 1
+
+    async def test_store_away(self, start: Start) -> None:
+        node = await start(store=False, auth={"cors_origins": [PAGE]})
+        player = await Player.open(node, Cookie=f"vizora_auth_token={user_token()}", Origin=PAGE)
+        await player.send("40")
+        assert await player.wire.close_code() == 1013
+        # A device is let in, and checked later.
+        screen = await Player.dial(node, device_token("lobby"))
+        await screen.send('421["heartbeat"]')
+        assert json.loads((await screen.next())[3:])[0]["data"]["degraded"] is True
+
+    async def test_who_does_not_connect_in_time(self, start: Start) -> None:
+        node = await start(limits={"handshake_seconds": 0.1})
+        player = await Player.open(node)
+        assert await player.wire.close_code() == 4000
+        assert node.counter("limits_exceeded_total", "handshake_seconds") == 1
+        await player.wire.send(frame(0x8, b"\x0f\xa0"))
+        assert await player.wire.ends() == b""
+
+    async def test_who_talks_before_the_answer(self, start: Start) -> None:
+        node = await start()
+        token = device_token("lobby")
+        for packets in (['42["heartbeat"]'], [f'40{{"token":"{token}"}}', '42["heartbeat"]'], ["2"] * (PACKETS + 1)):
+            player = await Player.open(node)
+            await player.send(*packets)
+            while True:
+                opcode, payload = await player.wire.frame()
+                if opcode == 0x8:
+                    break
+                assert payload == b"3"
+            assert payload[:2] == b"\x03\xea"
+            await player.wire.close()
+        await until(lambda: node.gateway.connections == 0)
+
+    async def test_pings_and_other_namespaces_before_the_answer(self, start: Start) -> None:
+        node = await start()
+        player = await Player.open(node)
+        await player.send("2", "3", "40/admin,{}")
+        assert await player.next() == "3"
+        assert await player.next() == '44/admin,{"message":"Invalid namespace"}'
+        await player.connect(token=device_token("lobby"))
+        assert (await player.next()).startswith('40{"sid"')
+
+    async def test_who_leaves_again(self, start: Start) -> None:
+        node = await start()
+        player = await Player.open(node)
+        await player.send("1")
+        assert await player.wire.close_code() == 1000
+        player = await Player.open(node)
+        await player.wire.send(frame(0x8, b"\x03\xe8"))
+        assert await player.wire.close_code() == 1000
+        player = await Player.open(node)
+        await player.connect(token=device_token("lobby"))
+        await player.wire.close()
+        await until(lambda: node.gateway.connections == 0 and node.http.exchanges == 0)
+
+    async def test_a_token_is_not_endless(self, start: Start) -> None:
+        node = await start(limits={"header_bytes": 1024})
+        player = await Player.open(node)
+        await player.connect(token="x" * 2000)
+        assert await player.wire.close_code() == 1009
+
+
+class TestConnected:
+    async def test_pings_are_regular(self, start: Start) -> None:
+        """A Socket.IO client counts nothing but pings as life of the server."""
+        node = await start(presence={"ping_after_seconds": 0.1, "ping_timeout_seconds": 0.1})
+        player = await Player.dial(node, device_token("lobby"))
+        pings = 0
+        while pings < 3:
+            await player.send("3")
+            try:
+                async with asyncio.timeout(0.02):
+                    text = await player.next()
+            except TimeoutError:
+                continue
+            assert text == "2"
+            pings += 1
+
+    async def test_silence(self, start: Start) -> None:
+        node = await start(presence={"ping_after_seconds": 0.1, "ping_timeout_seconds": 0.1})
+        player = await Player.dial(node, device_token("lobby"))
+        assert await player.next() == "2"
+        name, body = await player.event()
+        assert (name, body["code"], body["retryable"], body["closeCode"]) == ("error", "SILENT", True, 4000)
+        assert await player.wire.close_code() == 4000
+
+    async def test_a_newer_connection_supersedes(self, start: Start) -> None:
+        node = await start()
+        older = await Player.dial(node, device_token("lobby"))
+        newer = await dial_device(node.port, "lobby")
+        name, body = await older.event()
+        assert (name, body["code"], body["retryable"]) == ("error", "SUPERSEDED", False)
+        assert await older.next() == "41"
+        assert await older.wire.close_code() == 4500
+        assert (await newer.heartbeat())["success"]
+        await newer.leave()
+
+    async def test_drain(self, start: Start) -> None:
+        node = await start()
+        player = await Player.dial(node, device_token("lobby"))
+        draining = asyncio.create_task(node.gateway.drain(PATIENCE))
+        name, body = await player.event()
+        assert (name, body["reconnect"]) == ("server:shutdown", True)
+        name, body = await player.event()
+        assert (name, body["code"], body["retryable"]) == ("error", "RESTARTING", True)
+        assert await player.wire.close_code() == 1012
+        await player.wire.send(frame(0x8, b"\x03\xf4"))
+        await draining
+
+    async def test_too_big(self, start: Start) -> None:
+        node = await start()
+        player = await Player.dial(node, device_token("lobby"))
+        await player.send('421["heartbeat",{}]', "42" + "x" * 70_000)
+        assert (await player.next())[:3] == "431"
+        name, body = await player.event()
+        assert (name, body["code"]) == ("error", "TOO_BIG")
+        assert await player.wire.close_code() == 1009
+
+    async def test_refused_messages(self, start: Start) -> None:
+        node = await start(limits={"refusals_in_a_row": 0})
+        player = await Player.dial(node, device_token("lobby"))
+        await player.send('451-["heartbeat",{"_placeholder":true,"num":0}]')
+        await player.wire.send(frame(0x2, b"picture"))
+        name, body = await player.event()
+        assert (name, body["code"]) == ("error", "BINARY_EVENT")
+        await player.send('451-7["heartbeat",{"_placeholder":true,"num":0}]')
+        await player.wire.send(frame(0x2, b"picture"))
+        text = await player.next()
+        assert text[:3] == "437"
+        assert json.loads(text[3:])[0]["code"] == "BINARY_EVENT"
+        for sent, code in (('42/admin,["x"]', "UNKNOWN_NAMESPACE"), ("nonsense", "BAD_MESSAGE"), ("40", "BAD_MESSAGE")):
+            await player.send(sent)
+            name, body = await player.event()
+            assert (name, body["code"]) == ("error", code)
+        await player.send('428["nothing"]')
+        assert json.loads((await player.next())[3:])[0]["code"] == "UNKNOWN_EVENT"
+        await player.send("2")
+        assert await player.next() == "3"
+
+    async def test_too_many_refusals(self, start: Start) -> None:
+        node = await start(limits={"refusals_in_a_row": 2})
+        player = await Player.dial(node, device_token("lobby"))
+        await player.send("x", "x")
+        assert [(await player.event())[1]["code"] for _ in range(3)] == ["BAD_MESSAGE"] * 2 + ["TOO_MANY_MESSAGES"]
+        assert await player.wire.close_code() == 4002
+
+    @pytest.mark.parametrize("goodbye", ["1", "41"])
+    async def test_a_goodbye_is_nobodys_fault(self, start: Start, goodbye: str) -> None:
+        node = await start()
+        player = await Player.dial(node, device_token("lobby"))
+        await player.send('421["heartbeat"]', goodbye, '422["heartbeat"]')
+        assert (await player.next())[:3] == "431"
+        opcode, payload = await player.wire.frame()
+        while opcode != 0x8:
+            assert payload[:2] != b"43"
+            opcode, payload = await player.wire.frame()
+        await player.wire.send(frame(0x8, b"\x03\xe8"))
+        await until(lambda: node.gateway.connections == 0)
+        assert node.counter("ws_disconnects_total", "normal") == 0
