@@ -20,6 +20,7 @@ from vizora_rt.config import Config
 from vizora_rt.errors import StartupError, UnavailableError
 from vizora_rt.net import devices, embedded, link, readers
 from vizora_rt.net.screen import Screen
+from vizora_rt.ops import alerts, files
 from vizora_rt.supervisor import VERSION, Supervisor
 from vizora_rt.wire import messages
 
@@ -84,11 +85,17 @@ def serve(file: Path | None, host: str | None, port: int | None, workers: int | 
     overrides = {"server": {key: value for key, value in given.items() if value is not None}}
 
     def load() -> Config:
-        return config.with_secrets(_load(file, overrides))
+        return _usable(config.with_secrets(_load(file, overrides)))
 
     settings = load()
     report.configure(settings, "supervisor")
     asyncio.run(_serve(settings, load))
+
+
+def _usable(settings: Config) -> Config:
+    """Refuse keys that no token can be verified with before a worker is started on them."""
+    auth.Verifier(settings.auth)
+    return settings
 
 
 async def _serve(settings: Config, load: Callable[[], Config]) -> None:
@@ -153,7 +160,7 @@ def check_config(file: Path | None) -> None:
     for line in effective(settings):
         click.echo(line)
     if not settings.development:
-        config.with_secrets(settings)
+        _usable(config.with_secrets(settings))
     if settings.redis.url:
         link.probe(settings.redis.url, settings.redis.connect_timeout_seconds)
         click.echo("# Redis can be reached and used")
@@ -198,7 +205,7 @@ def device(device_id: str, org: str, count: int | None, ttl: int, file: Path | N
     Example: vizora-rt token device lobby-1 --org acme
     """
     settings = config.with_secrets(_load(file))
-    ids = [device_id] if count is None else [f"{device_id}-{number}" for number in range(1, count + 1)]
+    ids = [device_id] if count is None else [f"{device_id}-{number:05d}" for number in range(1, count + 1)]
     now = int(time.time())
     for each in ids:
         click.echo(auth.mint_device(settings.auth, each, org, now, ttl))
@@ -453,6 +460,54 @@ def erase_device(device_id: str, yes: bool, file: Path | None) -> None:
 
 def _shell(file: Path | None) -> devices.Shell:
     return devices.Shell(_redis_url(_load(file)))
+
+
+@command.group("ops")
+def operate() -> None:
+    """Alerts, dashboards and the list of metrics, as files; Prometheus and Alertmanager beside the service."""
+
+
+WRITE_OPTION = click.option("--write", is_flag=True, help="Write the files into this checkout instead of printing.")
+
+
+@operate.command("alerts")
+@click.option("--runbooks", default=alerts.RUNBOOKS, show_default=True, help="Where the runbooks can be read.")
+@WRITE_OPTION
+def ops_alerts(runbooks: str, write: bool) -> None:
+    """Print Prometheus' rule file.
+
+    Example: vizora-rt ops alerts --runbooks https://wiki.example.com/vizora/ > /etc/prometheus/alerts.yml
+    """
+    _give(files.alert_files(runbooks), write)
+
+
+@operate.command("metrics")
+@WRITE_OPTION
+def ops_metrics(write: bool) -> None:
+    """Print every metric with its labels and their values, as Markdown.
+
+    Example: vizora-rt ops metrics | less
+    """
+    _give(files.metric_files(), write)
+
+
+@operate.command("dashboards")
+@WRITE_OPTION
+def ops_dashboards(write: bool) -> None:
+    """Print Grafana's dashboards, one JSON object each.
+
+    Example: vizora-rt ops dashboards --write
+    """
+    _give(files.dashboard_files(), write)
+
+
+def _give(made: files.Files, write: bool) -> None:
+    if write:
+        for path in files.write(made, Path()):
+            click.echo(path)
+    else:
+        for text in made.values():
+            click.echo(text, nl=False)
 
 
 def _load(file: Path | None, overrides: Mapping[str, Mapping[str, Any]] = {}) -> Config:
