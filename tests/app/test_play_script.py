@@ -283,6 +283,12 @@ class TestBounds:
         assert table.record(*ends(*range(102, 150)), room=100).taken
         assert table.tell(("XRANGE", table.stream, "-", "+", "COUNT", 1))[0][0][0] == ids[49]
 
+    def test_the_slowest_of_two_readers_within_a_millisecond(self, table: Table) -> None:
+        table.tell(*(("XADD", table.stream, f"5-{number}", "a", "b") for number in range(1, 10)))
+        table.tell(*(("XGROUP", "CREATE", table.stream, f"g{number}", f"5-{number}") for number in (8, 3, 5)))
+        assert table.record((1, END), room=9).taken
+        assert table.tell(("XRANGE", table.stream, "-", "+", "COUNT", 1))[0][0][0] == b"5-3"
+
     def test_room_beside_a_reader_that_has_read_nothing_yet(self, table: Table) -> None:
         table.tell(("XGROUP", "CREATE", table.stream, "billing", "$", "MKSTREAM"))
         for number in range(1, 101):
@@ -396,6 +402,10 @@ def test_runs_say_what_a_set_would(table: Table, batches: list[list[tuple[int, i
         assert said.watermark == (min(missing) - 1 if missing else max(numbers))
         assert {n for low, high in said.holes for n in range(low, high + 1)} == missing
         assert said.missing == len(missing)
+        (value,) = table.tell(("HGET", table.seen, "b:b1"))
+        codes = [sum(phase for of, phase in known if of == number) for number in range(max(numbers), 0, -1)]
+        runs = ",".join(f"{code}:{len(list(same))}" for code, same in itertools.groupby(codes))
+        assert value.decode() == f"{NOW} 0 {max(numbers)} {runs}"
     found = {(int(e["play_id"].rpartition(":")[2]), START if e["phase"] == "start" else END) for e in table.entries()}
     assert found == known
     assert len(table.entries()) == len(known)
