@@ -162,7 +162,7 @@ class TestToken:
         lines += run(tmp_path, "token", "device", "e", "--org", "o").stdout.split("\n")
         secret = json.loads((tmp_path / "state" / "secrets.json").read_text())["device_jwt_secret"]
         claims = [jwt.decode(line, secret, algorithms=["HS256"]) for line in lines if line]
-        assert [claim["sub"] for claim in claims] == ["d-1", "d-2", "d-3", "e"]
+        assert [claim["sub"] for claim in claims] == ["d-00001", "d-00002", "d-00003", "e"]
         assert [claim["exp"] - claim["iat"] for claim in claims] == [3600, 3600, 3600, 90 * 86400]
 
     def test_a_reader_that_has_enough_is_no_fault(self, tmp_path: Path) -> None:

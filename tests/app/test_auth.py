@@ -714,7 +714,7 @@ class TestOrigin:
     @pytest.mark.parametrize("origin", ["https://evil.example", "null", "file://"])
     def test_all_are_allowed(self, origin: str) -> None:
         assert check_origin(request(origin=origin), ("*",), False) is None
-        assert check_origin(request(origin=origin), ("*",), True) is None
+        assert check_origin(request(origin=origin), ("*",), True) is ORIGIN_DENIED
 
     def test_all_is_not_none(self) -> None:
         assert check_origin(request(), ("*",), True) is ORIGIN_DENIED

@@ -166,7 +166,8 @@ def check_origin(request: Request, allowed: Iterable[str], by_cookie: bool) -> R
     Players in a shell of their own send `file://`, `null` or an own scheme: not a page of the web, so no origin.
     """
     origin = _origin(request.headers.get("origin", ""))
-    if origin and any(each == "*" or _origin(each) == origin for each in allowed):
+    # "*" names no page: as in the browsers' own rules it does not cover what travels by itself.
+    if origin and any(_origin(each) == origin or (each == "*" and not by_cookie) for each in allowed):
         return None
     if by_cookie:
         return ORIGIN_DENIED
