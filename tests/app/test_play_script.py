@@ -285,7 +285,12 @@ class TestBounds:
 
     def test_the_slowest_of_two_readers_within_a_millisecond(self, table: Table) -> None:
         table.tell(*(("XADD", table.stream, f"5-{number}", "a", "b") for number in range(1, 10)))
-        table.tell(*(("XGROUP", "CREATE", table.stream, f"g{number}", f"5-{number}") for number in (8, 3, 5)))
+        table.tell(
+            *(
+                ("XGROUP", "CREATE", table.stream, name, f"5-{number}")
+                for name, number in zip("abc", (8, 3, 5), strict=True)
+            )
+        )
         assert table.record((1, END), room=9).taken
         assert table.tell(("XRANGE", table.stream, "-", "+", "COUNT", 1))[0][0][0] == b"5-3"
 
