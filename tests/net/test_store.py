@@ -520,6 +520,14 @@ class TestNotUsable:
 
 
 class TestScripts:
+    async def test_names(self, make: Make) -> None:
+        store = make("redis://127.0.0.1:1").store
+        store.script("play", COUNT)
+        with pytest.raises(ValueError, match="another script 'play'"):
+            store.script("play", COUNT + " ")
+        with pytest.raises(ValueError, match="'eval_no_such_operation' is no value of operation"):
+            store.script("no_such_operation", COUNT)
+
     async def test_eval(self, redis_url: str, make: Make) -> None:
         bench = make(redis_url)
         store = await bench.start()

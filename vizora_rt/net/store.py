@@ -179,7 +179,11 @@ class Store:
 
     def script(self, name: str, source: str) -> None:
         """Register a script for `eval`; its operation is `eval_<name>`. Before `start`, so that it is loaded first."""
-        self._scripts[name] = Script(name, source)
+        script = Script(name, source)
+        # Both are faults of ours, and show at the start rather than when the script is first run.
+        if self._scripts.setdefault(name, script).source != source:
+            raise ValueError(f"there is another script {name!r}")
+        self._operations[script.operation]
 
     def eval(
         self,
