@@ -1,11 +1,12 @@
-"""What each doorbell means to this worker. A bell is a dict with one of the names below; what is malformed is ignored.
+"""What each doorbell means to this worker: a dict with one of the names below. Who cannot act on one reports it.
 
-{"look": [device, ...]}                       something waits in the ledgers of these devices
-{"done": entry, "of": [[device, state, error], ...]}    the answer to whoever asked
-{"revoked": device, "reason": ..., "jti": ...}    the device, or this one token of it, is no longer let in
-{"kick": device} {"erased": device}           end its connection; and forget it
-{"tenant": "suspended"|"resumed", "organizationId": ..., "reason": ...}
-{"notice": event, "organizationId": ..., "userId": ..., "data": {...}}    for dashboards
+look      [device, ...]: something waits in the ledgers of these devices
+done      entry, of: [[device, state, error], ...]: the answer to whoever asked for acks
+revoked   device, reason, jti: the device, or this one token of it, is no longer let in
+kick      device: end its connection
+erased    device: the same, and forget it
+tenant    suspended or resumed, organizationId, reason
+notice    event, organizationId, userId, data: for the dashboards of the organisation, or one user's
 """
 
 from collections.abc import Callable
@@ -51,8 +52,9 @@ class Doorbells:
         for name in bell.keys() & self._answers.keys():
             try:
                 self._answers[name](bell)
-            except (KeyError, TypeError, ValueError, AttributeError):
-                log.warning("doorbell not understood", name=name)
+            except Exception as error:
+                # Another release's bell, or a fault of ours. The other bells of this read are none the worse for it.
+                log.exception("doorbell failed", error, name=name)
 
     def renewed(self, device: Device, waiting: bool, version: str | None, revoked: bool) -> None:
         """What a bell that was lost would have said: the owner key is renewed each heartbeat interval."""
