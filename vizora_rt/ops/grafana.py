@@ -12,7 +12,7 @@ from typing import Any
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import BigValueGraphMode
-from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef, VariableRefresh
+from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef, GridPos, VariableRefresh
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from vizora_rt.ops.dashboards import DASHBOARDS, Dashboard, Panel, Query
@@ -20,13 +20,27 @@ from vizora_rt.ops.dashboards import DASHBOARDS, Dashboard, Panel, Query
 SOURCE = DataSourceRef(type_val="prometheus", uid="vizora-prometheus")
 """The data source that ops/grafana/provisioning makes."""
 
-# Of Grafana's 24 columns: two graphs or four figures stand side by side.
+COLUMNS = 24
+# Two graphs or four figures stand side by side.
 WIDTHS = {"graph": 12, "stat": 6, "table": 12}
 HEIGHTS = {"graph": 8, "stat": 5, "table": 8}
 
 LATEST = common.ReduceDataOptions().calcs(["lastNotNull"])
 
 Builder = timeseries.Panel | stat.Panel | table.Panel
+
+
+class Grid:
+    """From left to right and from top to bottom. The SDK's own layout lets a panel stand out on the right."""
+
+    def __init__(self) -> None:
+        self._x = self._y = self._height = 0
+
+    def place(self, width: int, height: int) -> GridPos:
+        if self._x + width > COLUMNS:
+            self._x, self._y, self._height = 0, self._y + self._height, 0
+        x, self._x, self._height = self._x, self._x + width, max(self._height, height)
+        return GridPos(h=height, w=width, x=x, y=self._y)
 
 
 def build(which: Dashboard) -> dict[str, Any]:
@@ -42,10 +56,11 @@ def build(which: Dashboard) -> dict[str, Any]:
     )
     if which.organizations:
         made.with_variable(_organizations())
+    grid = Grid()
     for row in which.rows:
-        made.with_row(dashboard.Row(row.title))
+        made.with_row(dashboard.Row(row.title).grid_pos(grid.place(COLUMNS, 1)))
         for panel in row.panels:
-            made.with_panel(_panel(panel))
+            made.with_panel(_panel(panel).grid_pos(grid.place(WIDTHS[panel.kind], HEIGHTS[panel.kind])))
     return json.loads(json.dumps(made.build(), cls=JSONEncoder))  # type: ignore[no-any-return]
 
 
@@ -72,7 +87,6 @@ def _panel(panel: Panel) -> Builder:
         made = timeseries.Panel().legend(common.VizLegendOptions().show_legend(True)).fill_opacity(10)
         made.axis_soft_min(0)
     made.title(panel.title).description(panel.about).unit(panel.unit).datasource(SOURCE)
-    made.span(WIDTHS[panel.kind]).height(HEIGHTS[panel.kind])
     for number, query in enumerate(panel.queries):
         made.with_target(_target(query, panel.kind == "table", chr(ord("A") + number)))
     return made
