@@ -456,6 +456,41 @@ async def test_the_reference_player(service: Service) -> None:
     assert [entry["phase"] for entry in found] == ["start", "end"] * 155
 
 
+async def test_nothing_is_lost_or_counted_twice_whoever_dies(tmp_path: Path) -> None:
+    """A player goes on playing while the worker is killed, then Redis, then both."""
+    with Service(tmp_path, ENV, workers=1) as service:
+        service.start()
+        timing = Timing(
+            first_beat=0.0, backoff_first=0.01, backoff_most=0.05, goodbye=0.5, plays_ack=2.0, plays_retry=0.02
+        )
+        player = Recorder(f"ws://127.0.0.1:{service.port}/ws", token("tough"), timing=timing)
+        running = asyncio.create_task(player.run())
+        stores = 1
+        for victims in ((), ("worker",), ("store",), ("worker", "store")):
+            for _ in range(100):
+                player.play_ended(player.play_started("spot"), "spot", duration=1)
+                await asyncio.sleep(0.001)
+            if "worker" in victims:
+                (worker,) = await asyncio.to_thread(service.workers)
+                os.kill(worker, signal.SIGKILL)
+            if "store" in victims:
+                os.kill(service.wait("embedded store started", stores)["pid"], signal.SIGKILL)
+                stores += 1
+            for _ in range(100):
+                player.play_ended(player.play_started("spot"), "spot", duration=1)
+                await asyncio.sleep(0.001)
+            await player.settled()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert (player.plays.watermark, player.plays.lost, player.plays.refused) == (800, 0, 0)
+        found = [(entry["play_id"], entry["phase"]) for entry in entries(service, "tough")]
+        wanted = {(f"tough:{player.plays.boot}:{n}", phase) for n in range(1, 801) for phase in ("start", "end")}
+        assert set(found) == wanted
+        assert len(found) == len(wanted)
+        (count,) = redis(service, ("HVALS", plays.seen_key(b"tough", 16)))
+        assert b"800" in count
+
+
 class Bench:
     """A store with the scripts of plays, and what they say."""
 

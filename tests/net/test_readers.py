@@ -256,7 +256,9 @@ class TestGroup:
         assert redis.lines("plays", "export", "--group", "billing") == []
         redis.add(redis.play(5000, at=5000))
         assert ids(redis.lines("plays", "export", "--group", "billing")) == ["lobby:b:5000"]
-        assert len(redis.lines("plays", "export", "--group", "audit", "--since", str(NOW + 1990))) == 11
+        redis.add(redis.play(5001, at=5000))
+        assert len(redis.lines("plays", "export", "--group", "audit", "--since", str(NOW + 5001))) == 0
+        assert len(redis.lines("plays", "export", "--group", "other", "--since", str(NOW + 1990))) == 12
 
     def test_what_a_killed_reader_had_comes_again(self, redis: Redis) -> None:
         """It is killed while its output is stuck in a full pipe: nothing of that was acknowledged."""

@@ -35,6 +35,9 @@ MAX_HELD: Final = 100_000
 """Starts that wait for their end, 50 MB."""
 PROGRESS_SECONDS: Final = 0.2
 
+LAST: Final = 2**64 - 1
+"""The last entry of a millisecond: a group begins after an entry, not at one."""
+
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 Order = tuple[int, int]
@@ -102,7 +105,7 @@ class Streams:
         for key in keys:
             self._at[key] = b"0" if options.group else b"%d" % since
         if options.group:
-            self._join(b"%d-0" % max(0, since - 1) if since else b"0")
+            self._join(b"%d-%d" % (since - 1, LAST) if since else b"0")
 
     def _join(self, start: bytes) -> None:
         """Make the group where it is not there, and take over what a dead reader left."""
