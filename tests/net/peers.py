@@ -199,7 +199,8 @@ class Wire:
         """Status, header fields and body of the next HTTP response; `head`: it answers a HEAD."""
         async with asyncio.timeout(PATIENCE):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            fields = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+            pairs = (line.split(": ", 1) for line in lines[1:] if line)
+            fields = {name.lower(): value for name, value in pairs}
             size = 0 if head else int(fields.get("content-length", 0))
             return int(lines[0].split()[1]), fields, await self.reader.readexactly(size)
 
@@ -255,14 +256,14 @@ class Node:
         self.store = Store(self.config.redis, url, self.metrics, name=f"test-{index}")
         self.gateway = Gateway(self.config, index, "node", url, self.metrics, self.wheel, self.store)
         self.http = Server(self.config, self.gateway, self.metrics, self.wheel, self.store, self._ask)
-        self.answer: bytes | None = None
+        self.answers: dict[str, bytes] = {}
         self.port = 0
 
     def _ask(
         self, what: str, openmetrics: bool, answered: Callable[[bytes | None], None], compress: bool = False
     ) -> None:
         """There is no supervisor; tests say what it answers."""
-        asyncio.get_running_loop().call_soon(answered, self.answer)
+        asyncio.get_running_loop().call_soon(answered, self.answers.get(what))
 
     async def start(self, *, store: bool = True) -> Self:
         """With or without a connection to the store."""

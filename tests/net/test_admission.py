@@ -1,0 +1,289 @@
+"""Who may come in: the places of a token, each kind of wrong one, origins, and each limit with one connection more."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import jwt
+import pytest
+
+from tests.net.peers import (
+    DEVICE_SECRET,
+    USER_SECRET,
+    Client,
+    Node,
+    Wire,
+    device_token,
+    dial,
+    dial_device,
+    refusal,
+    until,
+    upgrade,
+    user_token,
+)
+from vizora_rt.app.auth import MAX_TOKEN
+
+PAGE = "https://dashboard.test"
+WORDS_THAT_UNPAIR = ("unauthorized", "invalid token", "device_token_stale", "device_not_found")
+"""A shipped player that reads one of these throws its pairing away."""
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+async def opened(redis_url: str) -> AsyncIterator[Open]:
+    """Starts workers, given the configuration."""
+    nodes: list[Node] = []
+
+    async def start(**sections: dict[str, Any]) -> Node:
+        nodes.append(await Node(redis_url, 0, **sections).start())
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        await node.stop()
+
+
+@pytest.fixture
+async def node(opened: Open) -> Node:
+    started: Node = await opened()
+    return started
+
+
+def rejected(node: Node, code: str) -> int:
+    return node.counter("ws_handshakes_rejected_total", code)
+
+
+class TestPlacesOfAToken:
+    @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+    async def test_authorization(self, node: Node, scheme: str) -> None:
+        client = await dial(node.port, headers={"Authorization": f"{scheme} {device_token('screen-1')}"})
+        await client.next("config")
+
+    async def test_subprotocol(self, node: Node) -> None:
+        token = device_token("screen-1")
+        client = await dial(node.port, subprotocols=["vizora.v1", f"bearer.{token}"])
+        await client.next("config")
+        # Named back: a browser ends a connection whose server chose none of what it offered.
+        assert client.connection.subprotocol == "vizora.v1"
+
+    async def test_query(self, node: Node) -> None:
+        client = await dial(node.port, query=f"?a=b&token={device_token('screen-1')}")
+        await client.next("config")
+
+    async def test_cookie_of_a_dashboard(self, opened: Open) -> None:
+        node = await opened(auth={"cors_origins": [PAGE]})
+        cookie = {"Cookie": f"theme=dark; vizora_auth_token={user_token()}"}
+        await dial(node.port, headers=cookie, origin=PAGE)
+        await until(lambda: node.gauge("ws_connections_active", "acme", "dashboard") == 1)
+
+    async def test_a_cookie_is_no_device(self, opened: Open) -> None:
+        node = await opened(auth={"cors_origins": [PAGE]})
+        cookie = {"Cookie": f"vizora_auth_token={device_token('screen-1')}"}
+        status, body = await refusal(node.port, headers=cookie, origin=PAGE)
+        assert (status, body["code"]) == (401, "AUTH_INVALID")
+
+    async def test_the_first_place_counts(self, node: Node) -> None:
+        client = await dial(node.port, device_token("screen-1"), query="?token=nonsense", subprotocols=["vizora.v1"])
+        await client.next("config")
+        assert (await refusal(node.port, "nonsense", query=f"?token={device_token('screen-1')}"))[0] == 401
+
+    @pytest.mark.parametrize(
+        ("offered", "chosen"), [(["vizora.v1"], "vizora.v1"), (["chat", "vizora.v1"], "vizora.v1"), (["chat"], None)]
+    )
+    async def test_subprotocols_without_a_token(self, node: Node, offered: list[str], chosen: str | None) -> None:
+        wire = await Wire.open(node.port)
+        await wire.send(upgrade(device_token("screen-1"), Sec_WebSocket_Protocol=", ".join(offered)))
+        status, fields, _ = await wire.response()
+        assert (status, fields.get("sec-websocket-protocol")) == (101, chosen)
+        await wire.close()
+
+
+def wrong(token: str) -> str:
+    """Another signature of the same length."""
+    head, _, signature = token.rpartition(".")
+    return f"{head}.{signature[::-1]}"
+
+
+NOW = int(time.time())
+WRONG: dict[str, str] = {
+    "none": "",
+    "no token at all": "nonsense",
+    "of two parts": "eyJhbGciOiJIUzI1NiJ9.e30",
+    "not base64": "!.!.!",
+    "too long": device_token("s", x="x" * MAX_TOKEN),
+    "another signature": wrong(device_token("s")),
+    "another secret": device_token("s", secret="z" * 40),
+    "a device signed like a user": device_token("s", secret=USER_SECRET),
+    "a user signed like a device": user_token("u", secret=DEVICE_SECRET),
+    "unsigned": jwt.encode({"sub": "s", "organizationId": "o", "type": "device"}, "", "none"),
+    "another algorithm": jwt.encode({"sub": "s", "organizationId": "o", "type": "device"}, "d" * 70, "HS512"),
+    "without a subject": device_token("s", sub=None),
+    "without an organisation": device_token("s", organizationId=None),
+    "an empty subject": device_token(""),
+    "a subject that is a number": device_token("s", sub=7),
+    "a subject with a space": device_token("screen 1"),
+    "a subject with braces": device_token("{screen-1}"),
+    "a subject with a line feed": device_token("screen\n1"),
+    "a long subject": device_token("s" * 129),
+    "an organisation with braces": device_token("s", "{o}"),
+    "an expiry that is text": device_token("s", exp="tomorrow"),
+    "a token id that is a number": device_token("s", jti=5),
+    "not valid yet": device_token("s", nbf=NOW + 1000),
+}
+
+
+class TestTokens:
+    @pytest.mark.parametrize("token", WRONG.values(), ids=WRONG)
+    async def test_wrong(self, node: Node, token: str) -> None:
+        status, body = await refusal(node.port, token)
+        assert (status, body) == (401, {"code": "AUTH_INVALID", "message": "auth_invalid", "retryable": False})
+        assert rejected(node, "AUTH_INVALID") == 1
+        assert node.counter("ws_connections_total", "unknown", "rejected") == 1
+        assert node.gateway.connections == 0
+
+    async def test_expired(self, node: Node) -> None:
+        for _ in range(2):
+            status, body = await refusal(node.port, device_token("screen-1", exp=NOW - 1))
+            assert (status, body) == (401, {"code": "AUTH_EXPIRED", "message": "auth_expired", "retryable": False})
+        assert rejected(node, "AUTH_EXPIRED") == 2
+
+    async def test_it_expires_although_it_is_remembered(self, node: Node) -> None:
+        token = device_token("screen-1", exp=time.time() + 0.5)
+        await (await dial(node.port, token)).leave()
+        await until(lambda: time.time() > jwt.decode(token, options={"verify_signature": False})["exp"])
+        assert (await refusal(node.port, token))[1]["code"] == "AUTH_EXPIRED"
+
+    async def test_without_an_expiry(self, node: Node) -> None:
+        await dial_device(node.port, "screen-1", exp=None)
+
+    async def test_two_secrets_while_tokens_are_replaced(self, opened: Open) -> None:
+        node = await opened(auth={"device_jwt_secret_previous": "o" * 40, "jwt_secret_previous": "p" * 40})
+        await dial_device(node.port, "screen-1")
+        await dial(node.port, device_token("screen-2", secret="o" * 40))
+        await dial(node.port, user_token(secret="p" * 40))
+        assert (await refusal(node.port, device_token("screen-3", secret="p" * 40)))[0] == 401
+        assert node.gateway.connections == 3
+
+    async def test_ids_of_other_people(self, node: Node) -> None:
+        client = await dial_device(node.port, "Bildschirm-Ä/日本:7")
+        assert (await client.heartbeat())["success"]
+
+
+class TestOrigins:
+    async def test_a_page_that_is_not_trusted(self, node: Node) -> None:
+        for how in ({"token": user_token()}, {"query": f"?token={user_token()}"}):
+            status, body = await refusal(node.port, origin=PAGE, **how)
+            assert (status, body["code"], body["retryable"]) == (403, "ORIGIN_DENIED", False)
+        assert rejected(node, "ORIGIN_DENIED") == 2
+        assert node.counter("ws_connections_total", "acme", "rejected") == 2
+
+    async def test_a_page_of_ours_and_a_trusted_one(self, opened: Open) -> None:
+        node = await opened(auth={"cors_origins": [PAGE]})
+        await dial(node.port, user_token(), origin=f"http://127.0.0.1:{node.port}")
+        await dial(node.port, user_token(), origin=PAGE)
+
+    async def test_a_cookie_needs_one(self, opened: Open) -> None:
+        node = await opened(auth={"cors_origins": [PAGE]})
+        cookie = {"Cookie": f"vizora_auth_token={user_token()}"}
+        for origin in (None, "https://evil.test", "null", f"http://127.0.0.1:{node.port}"):
+            assert (await refusal(node.port, headers=cookie, origin=origin))[1]["code"] == "ORIGIN_DENIED"
+        await dial(node.port, headers=cookie, origin=PAGE)
+
+    @pytest.mark.parametrize("origin", ["file://", "null", "vizora://player"])
+    async def test_a_player_in_a_shell_of_its_own(self, node: Node, origin: str) -> None:
+        await dial(node.port, device_token("screen-1"), origin=origin)
+
+
+class TestLimits:
+    """Up to the limit everybody comes in, one more does not, and who leaves makes room."""
+
+    async def test_connections_at_a_time(self, opened: Open) -> None:
+        node = await opened(limits={"max_connections": 3})
+        clients = [await dial_device(node.port, f"screen-{number}") for number in range(3)]
+        assert await refusal(node.port, device_token("screen-4")) == (
+            503,
+            {"code": "OVERLOADED", "message": "overloaded", "retryable": True},
+        )
+        assert rejected(node, "OVERLOADED") == 1
+        assert node.counter("limits_exceeded_total", "max_connections") == 1
+        assert node.gauge("ws_connections_limit") == 3
+        await self.leaves(node, clients[0])
+        await dial_device(node.port, "screen-4")
+
+    async def test_connections_of_an_address_at_a_time(self, opened: Open) -> None:
+        node = await opened(limits={"connections_per_address": 2})
+        clients = [await dial_device(node.port, f"screen-{number}") for number in range(2)]
+        status, body = await refusal(node.port, device_token("screen-3"))
+        assert (status, body) == (429, {"code": "RATE_LIMITED", "message": "rate_limited", "retryable": True})
+        assert rejected(node, "RATE_LIMITED") == 1
+        assert node.counter("limits_exceeded_total", "connections_per_address") == 1
+        await self.leaves(node, clients[0])
+        await dial_device(node.port, "screen-3")
+
+    async def test_connections_of_a_token_a_minute(self, opened: Open) -> None:
+        node = await opened(limits={"connections_per_minute": 4})
+        token = device_token("screen-1")
+        for _ in range(4):
+            await (await dial(node.port, token)).leave()
+        assert (await refusal(node.port, token))[1]["code"] == "RATE_LIMITED"
+        assert node.counter("limits_exceeded_total", "connections_per_minute") == 1
+        await dial(node.port, device_token("screen-1", jti="another token"))
+
+    async def test_wrong_tokens_cost_the_right_one_nothing(self, opened: Open) -> None:
+        node = await opened(limits={"connections_per_minute": 1})
+        token = device_token("screen-1")
+        for _ in range(3):
+            assert (await refusal(node.port, wrong(token)))[0] == 401
+        await dial(node.port, token)
+
+    async def test_connections_of_an_address_a_minute(self, opened: Open) -> None:
+        node = await opened(limits={"connections_per_address_per_minute": 3})
+        for number in range(3):
+            await (await dial_device(node.port, f"screen-{number}")).leave()
+        assert (await refusal(node.port, device_token("screen-4")))[1]["code"] == "RATE_LIMITED"
+        assert node.counter("limits_exceeded_total", "connections_per_address_per_minute") == 1
+
+    async def test_zero_is_no_limit(self, opened: Open) -> None:
+        none = ("connections_per_minute", "connections_per_address", "connections_per_address_per_minute")
+        node = await opened(limits=dict.fromkeys(none, 0))
+        token = device_token("screen-1")
+        for _ in range(40):
+            await dial(node.port, token)
+        assert node.counter("ws_connections_total", "acme", "connected") == 40
+
+    async def test_who_is_refused_takes_no_place(self, opened: Open) -> None:
+        node = await opened(limits={"max_connections": 2, "connections_per_address": 2})
+        for _ in range(5):
+            assert (await refusal(node.port, "nonsense"))[0] == 401
+            assert (await refusal(node.port, user_token(), origin=PAGE))[0] == 403
+        for number in range(2):
+            await dial_device(node.port, f"screen-{number}")
+
+    async def test_who_is_still_being_checked_takes_a_place(self, redis_url: str, opened: Open) -> None:
+        node = await opened(limits={"connections_per_address": 3})
+        wires = [await Wire.open(node.port) for _ in range(10)]
+        for number, wire in enumerate(wires):
+            wire.writer.write(upgrade(device_token(f"screen-{number}")))
+        statuses = [(await wire.response())[0] for wire in wires]
+        assert (statuses.count(101), statuses.count(429)) == (3, 7)
+        for wire in wires:
+            await wire.close()
+
+    async def leaves(self, node: Node, client: Client) -> None:
+        before = node.gateway.connections
+        await client.leave()
+        await until(lambda: node.gateway.connections < before)
+
+
+async def test_no_refusal_that_passes_makes_a_player_unpair(opened: Open) -> None:
+    node = await opened(limits={"max_connections": 1})
+    client = await dial_device(node.port, "screen-1")
+    status, body = await refusal(node.port, device_token("screen-2"))
+    assert not any(word in str(body).lower() for word in WORDS_THAT_UNPAIR)
+    await client.leave()
+    node.gateway._admission.draining = True
+    status, body = await refusal(node.port, device_token("screen-2"))
+    assert (status, body["code"], body["retryable"]) == (503, "DRAINING", True)
+    assert not any(word in str(body).lower() for word in WORDS_THAT_UNPAIR)
+    assert rejected(node, "DRAINING") == 1

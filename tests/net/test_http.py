@@ -1,0 +1,635 @@
+"""HTTP on the client port, byte by byte: routes, keep-alive and pipelines, limits, handshakes that are none."""
+
+import asyncio
+import gzip
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from tests.net.peers import SECRETS, Json, Node, Wire, device_token, dial_device, frame, text, until, upgrade
+from tests.service import Service
+from vizora_rt.net import embedded, http
+from vizora_rt.net.http import Response
+
+SHORT = 0.15
+"""Seconds of a limit that a test waits for."""
+STATUS = {"workers": [{"state": "ready"}]}
+
+Open = Callable[..., Any]
+
+
+def request(path: str, method: str = "GET", body: str = "", **fields: str) -> bytes:
+    headers = {"Host": "gateway.test", **{name.replace("_", "-"): value for name, value in fields.items()}}
+    if body:
+        headers["Content-Length"] = str(len(body))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{method} {path} HTTP/1.1\r\n{lines}\r\n{body}".encode()
+
+
+@pytest.fixture
+async def opened(redis_url: str) -> AsyncIterator[Open]:
+    """Starts workers, given the configuration."""
+    nodes: list[Node] = []
+
+    async def start(url: str = redis_url, **sections: Json) -> Node:
+        nodes.append(await Node(url, 0, **{"server": {"workers": 1}, **sections}).start())
+        nodes[-1].answers = {"metrics": b"# EOF\n", "status": json.dumps(STATUS).encode()}
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        await node.stop()
+        await until(lambda node=node: node.http.exchanges == 0)  # type: ignore[misc]
+
+
+@pytest.fixture
+async def node(opened: Open) -> Node:
+    started: Node = await opened()
+    return started
+
+
+@pytest.fixture
+async def wire(node: Node) -> AsyncIterator[Wire]:
+    opened = await Wire.open(node.port)
+    yield opened
+    await opened.close()
+
+
+def answered(node: Node, method: str, path: str, status: int) -> int:
+    """How many requests were answered so; each has a duration."""
+    return node.counter("http_requests_total", method, path, str(status))
+
+
+def timed(node: Node, method: str, path: str) -> int:
+    return sum(node.metrics.timer("http_request_duration_seconds", method, path).slots[:-1])
+
+
+def limited(node: Node, limit: str) -> int:
+    return node.counter("limits_exceeded_total", limit)
+
+
+class TestRoutes:
+    @pytest.mark.parametrize("path", ["/health/live", "/api/health/live", "/health/live?x=y", "http://any/health/live"])
+    async def test_found(self, node: Node, wire: Wire, path: str) -> None:
+        await wire.send(request(path))
+        status, fields, body = await wire.response()
+        assert (status, fields["content-type"], json.loads(body)) == (200, "application/json", {"status": "live"})
+        assert (answered(node, "GET", "/health/live", 200), timed(node, "GET", "/health/live")) == (1, 1)
+
+    @pytest.mark.parametrize("path", ["/", "/nope", "/health/", "/HEALTH", "/wsx", "/%00", "/health/live/x"])
+    async def test_not_found(self, node: Node, wire: Wire, path: str) -> None:
+        await wire.send(request(path))
+        status, _, body = await wire.response()
+        assert status == 404
+        assert json.loads(body) == {"code": "NOT_FOUND", "message": "not found", "retryable": False}
+        assert (answered(node, "GET", "unmatched", 404), timed(node, "GET", "unmatched")) == (1, 1)
+
+    @pytest.mark.parametrize("path", ["/metrics", "/health", "/health/live", "/health/ready", "/status"])
+    @pytest.mark.parametrize("method", ["POST", "DELETE", "PUT", "OPTIONS"])
+    async def test_wrong_method(self, node: Node, wire: Wire, method: str, path: str) -> None:
+        await wire.send(request(path, method))
+        status, fields, body = await wire.response()
+        assert (status, fields["allow"]) == (405, "GET, HEAD")
+        assert json.loads(body)["code"] == "METHOD_NOT_ALLOWED"
+        assert answered(node, method, path, 405) == 1
+
+    async def test_methods_that_nobody_knows_are_one_series(self, node: Node, wire: Wire) -> None:
+        for method in ("PROPFIND", "LOCK"):
+            await wire.send(request("/health/live", method))
+            assert (await wire.response())[0] == 405
+        assert answered(node, "other", "/health/live", 405) == 2
+
+    @pytest.mark.parametrize("path", ["/health/live", "/health", "/status", "/metrics", "/nope"])
+    async def test_head_is_get_without_a_body(self, node: Node, wire: Wire, path: str) -> None:
+        await wire.send(request(path))
+        status, fields, body = await wire.response()
+        await wire.send(request(path, "HEAD"))
+        of_head = await wire.response(head=True)
+        assert of_head[0] == status
+        assert abs(int(of_head[1].pop("content-length")) - len(body)) < 8  # figures in it change
+        fields.pop("content-length")
+        assert of_head[1:] == (fields, b"")
+        await wire.send(request("/health/live"))
+        assert (await wire.response())[2] == b'{"status":"live"}'
+
+    async def test_a_route_that_fails(self, node: Node, wire: Wire) -> None:
+        async def later(*_: Any) -> Response:
+            raise RuntimeError("broken")
+
+        def at_once(*_: Any) -> Response:
+            raise RuntimeError("broken")
+
+        for route in (at_once, later):
+            node.http.add("GET", "/health/live", route)
+            await wire.send(request("/health/live"))
+            status, _, body = await wire.response()
+            assert (status, json.loads(body)) == (
+                500,
+                {"code": "INTERNAL", "message": "internal error", "retryable": True},
+            )
+        assert (answered(node, "GET", "/health/live", 500), timed(node, "GET", "/health/live")) == (2, 2)
+
+
+class TestConnections:
+    async def test_one_request_after_the_other(self, node: Node, wire: Wire) -> None:
+        for path in ("/health/live", "/health", "/nope", "/status") * 3:
+            await wire.send(request(path))
+            status, fields, _ = await wire.response()
+            assert (status, fields["connection"]) == (404 if path == "/nope" else 200, "keep-alive")
+        assert node.http.exchanges == 1
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            request("/health/live", Connection="close"),
+            request("/health", Connection="close"),
+            b"GET /health/live HTTP/1.0\r\n\r\n",
+        ],
+    )
+    async def test_the_last_request(self, node: Node, wire: Wire, data: bytes) -> None:
+        await wire.send(data)
+        status, fields, _ = await wire.response()
+        assert (status, fields["connection"]) == (200, "close")
+        assert await wire.ends() == b""
+        await until(lambda: node.http.exchanges == 0)
+
+    async def test_a_pipeline_is_answered_in_order(self, wire: Wire) -> None:
+        # Answers of /health come later than those of the others.
+        paths = ["/health", "/health/live", "/nope", "/health", "/health/live", "/health", "/nope"] * 10
+        await wire.send(b"".join(map(request, paths)))
+        for path in paths:
+            status, _, body = await wire.response()
+            assert status == (404 if path == "/nope" else 200)
+            assert (b"uptime" in body) is (path == "/health")
+
+    async def test_a_pipeline_of_more_than_one_read(self, node: Node, wire: Wire) -> None:
+        # What comes while the rest of a read waits for its turn may not overtake it.
+        paths = [("/health/live", "/nope", "/metrics")[number * number % 3] for number in range(3000)]
+        sending = asyncio.create_task(wire.send(b"".join(request(path, X="x" * 200) for path in paths)))
+        for path in paths:
+            assert (await wire.response())[0] == (404 if path == "/nope" else 200)
+        await sending
+        assert answered(node, "other", "unmatched", 400) == 0
+
+    async def test_requests_in_single_bytes(self, wire: Wire) -> None:
+        for byte in request("/health/live") + request("/nope"):
+            await wire.send(bytes((byte,)))
+        assert [(await wire.response())[0] for _ in range(2)] == [200, 404]
+
+    async def test_a_quiet_one_is_closed(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(http, "KEEP_ALIVE_SECONDS", SHORT)
+        node = await opened()
+        wire = await Wire.open(node.port)
+        await wire.send(request("/health/live"))
+        assert (await wire.response())[0] == 200
+        assert await wire.ends() == b""
+        assert (limited(node, "handshake_seconds"), answered(node, "other", "unmatched", 408)) == (0, 0)
+        await wire.close()
+
+    async def test_who_does_not_read_answers_is_not_read(self, node: Node) -> None:
+        wire = await Wire.open(node.port, 4096)
+        node.answers["metrics"] = b"x" * 100_000
+        wire.writer.write(request("/metrics") * 100)
+        await until(lambda: answered(node, "GET", "/metrics", 200) >= 3)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        count = answered(node, "GET", "/metrics", 200)
+        assert count < 70  # what the kernel takes, and one more
+        for _ in range(100):
+            assert (await wire.response())[0] == 200
+        assert answered(node, "GET", "/metrics", 200) == 100
+        await wire.close()
+
+    async def test_who_never_reads_is_cut(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(http, "KEEP_ALIVE_SECONDS", SHORT)
+        node = await opened()
+        node.answers["metrics"] = b"x" * 5_000_000
+        wires = [await Wire.open(node.port, 4096) for _ in range(2)]
+        for wire, connection in zip(wires, ("keep-alive", "close"), strict=True):
+            await wire.send(request("/metrics", Connection=connection))
+        await until(lambda: answered(node, "GET", "/metrics", 200) == 2)
+        await until(lambda: node.http.exchanges == 0)
+        for wire in wires:
+            await wire.close()
+
+    async def test_there_is_room_for_questions_beside_clients(
+        self, opened: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(http, "SPARE_CONNECTIONS", 2)
+        node = await opened(limits={"max_connections": 1})
+        await dial_device(node.port, "screen-1")
+        wires = [await Wire.open(node.port) for _ in range(3)]
+        for wire in wires[:2]:
+            await wire.send(request("/health/live"))
+            assert (await wire.response())[0] == 200
+        await until(lambda: limited(node, "max_connections") == 1)
+        with pytest.raises(OSError):
+            await wires[2].send(request("/health/live"))
+            await wires[2].ends()
+            raise ConnectionError("it just ended")
+        for wire in wires:
+            await wire.close()
+
+
+class TestLimits:
+    async def test_a_head_that_is_too_large(self, opened: Open) -> None:
+        node = await opened(limits={"header_bytes": 1000})
+        wire = await Wire.open(node.port)
+        fits = request("/health/live", X="")
+        await wire.send(request("/health/live", X="x" * (999 - len(fits))))
+        assert (await wire.response())[0] == 200
+        await wire.send(request("/health/live", X="x" * 1000))
+        await self.refused(node, wire, 431, "HEADERS_TOO_LARGE", "header_bytes")
+
+    async def test_the_answer_is_not_lost_while_more_comes(self, node: Node, wire: Wire) -> None:
+        # Closing a socket with unread bytes resets it, and a reset takes the answer away from the client.
+        await wire.send(b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 1_000_000)
+        await self.refused(node, wire, 431, "HEADERS_TOO_LARGE", "header_bytes")
+
+    async def test_a_target_that_is_too_long(self, node: Node, wire: Wire) -> None:
+        await wire.send(b"GET /" + b"x" * 20_000)
+        await self.refused(node, wire, 414, "URI_TOO_LONG", "header_bytes")
+
+    @pytest.mark.parametrize("expects", [{}, {"Expect": "100-continue"}])
+    async def test_a_body_that_is_too_large(self, opened: Open, expects: dict[str, str]) -> None:
+        node = await opened(limits={"body_bytes": 1000})
+        wire = await Wire.open(node.port)
+        await wire.send(request("/nope", "POST", Content_Length="1001", **expects))
+        await self.refused(node, wire, 413, "CONTENT_TOO_LARGE", "body_bytes")
+
+    async def test_a_slow_request(self, opened: Open) -> None:
+        node = await opened(limits={"handshake_seconds": SHORT})
+        wire = await Wire.open(node.port)
+        for byte in b"GET /ws HTTP/1.1\r\nHost: x":
+            await wire.send(bytes((byte,)))
+        await self.refused(node, wire, 408, "REQUEST_TIMEOUT", "handshake_seconds")
+
+    async def test_a_request_that_is_slow_although_the_first_was_not(self, opened: Open) -> None:
+        node = await opened(limits={"handshake_seconds": SHORT})
+        wire = await Wire.open(node.port)
+        await wire.send(request("/health/live"))
+        assert (await wire.response())[0] == 200
+        await wire.send(b"GET")
+        await self.refused(node, wire, 408, "REQUEST_TIMEOUT", "handshake_seconds")
+
+    async def test_not_a_word(self, opened: Open) -> None:
+        node = await opened(limits={"handshake_seconds": SHORT})
+        wire = await Wire.open(node.port)
+        assert await wire.ends() == b""
+        assert limited(node, "handshake_seconds") == 1
+        await until(lambda: node.http.exchanges == 0)
+        await wire.close()
+
+    async def test_a_slow_answer_is_no_slow_request(self, opened: Open) -> None:
+        node = await opened(limits={"handshake_seconds": SHORT})
+        release = asyncio.Event()
+
+        async def slow(*_: Any) -> Response:
+            await release.wait()
+            return Response(200, b"{}")
+
+        node.http.add("GET", "/health/live", slow)
+        wire = await Wire.open(node.port)
+        await wire.send(request("/health/live"))
+        over = node.wheel.now + 3 * SHORT
+        await until(lambda: node.wheel.now > over)
+        release.set()
+        assert (await wire.response())[0] == 200
+        assert limited(node, "handshake_seconds") == 0
+        await wire.close()
+
+    async def test_who_does_not_end_after_a_refusal_is_cut(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(http, "CLOSE_SECONDS", SHORT)
+        node = await opened()
+        wire = await Wire.open(node.port)
+        await wire.send(b"nonsense\r\n\r\n")
+        assert (await wire.response())[0] == 400
+        assert await wire.ends() == b""
+        await until(lambda: node.http.exchanges == 0)
+        await wire.close()
+
+    async def refused(self, node: Node, wire: Wire, status: int, code: str, limit: str) -> None:
+        found, fields, body = await wire.response()
+        assert (found, fields["connection"], json.loads(body)["code"]) == (status, "close", code)
+        assert await wire.ends() == b""
+        assert limited(node, limit) == 1
+        assert (answered(node, "other", "unmatched", status), timed(node, "other", "unmatched")) == (1, 1)
+        await wire.close()
+        await until(lambda: node.http.exchanges == 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10, 400),  # TLS
+        (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n" + request("/metrics"), 400),
+        (b"GET /health HTTP/1.1\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405),
+    ],
+)
+async def test_no_request(node: Node, wire: Wire, data: bytes, status: int) -> None:
+    await wire.send(data)
+    found, fields, body = await wire.response()
+    assert (found, fields["connection"]) == (status, "close")
+    assert ("allow" in fields) is (status == 405)
+    assert json.loads(body)["retryable"] is False
+    assert await wire.ends() == b""
+    assert answered(node, "other", "unmatched", status) == 1
+
+
+class TestHandshake:
+    async def test_whole(self, node: Node, wire: Wire) -> None:
+        await wire.send(upgrade(device_token("screen-1")))
+        status, fields, _ = await wire.response()
+        assert status == 101
+        assert fields == {
+            "upgrade": "websocket",
+            "connection": "Upgrade",
+            "sec-websocket-accept": "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",  # RFC 6455 section 1.3
+        }
+        assert (await wire.message())["event"] == "config"
+        assert (node.http.exchanges, node.gateway.connections) == (0, 1)
+        assert sum(node.metrics.timer("ws_handshake_duration_seconds").slots[:-1]) == 1
+
+    @pytest.mark.parametrize(
+        ("fields", "status"),
+        [
+            ({"Sec_WebSocket_Key": ""}, 400),
+            ({"Sec_WebSocket_Key": "short"}, 400),
+            ({"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ"}, 400),
+            ({"Sec_WebSocket_Version": ""}, 426),
+            ({"Sec_WebSocket_Version": "8"}, 426),
+            ({"Sec_WebSocket_Version": "13, 8"}, 426),
+            ({"Upgrade": ""}, 426),
+            ({"Upgrade": "h2c"}, 426),
+            ({"Connection": ""}, 426),
+            ({"Connection": "keep-alive"}, 426),
+        ],
+    )
+    async def test_none(self, node: Node, wire: Wire, fields: dict[str, str], status: int) -> None:
+        await wire.send(upgrade(device_token("screen-1"), **fields))
+        found, headers, _ = await wire.response()
+        assert found == status
+        if status == 426:
+            assert (headers["sec-websocket-version"], headers["upgrade"]) == ("13", "websocket")
+        assert (answered(node, "GET", "/ws", status), timed(node, "GET", "/ws")) == (1, 1)
+        # It was HTTP, so it goes on as HTTP.
+        await wire.send(request("/health/live"))
+        assert (await wire.response())[0] == 200
+
+    @pytest.mark.parametrize("method", ["POST", "HEAD", "OPTIONS"])
+    async def test_another_method(self, node: Node, wire: Wire, method: str) -> None:
+        await wire.send(upgrade(device_token("screen-1")).replace(b"GET", method.encode(), 1))
+        status, fields, _ = await wire.response(head=method == "HEAD")
+        assert (status, fields["allow"]) == (405, "GET")
+        assert answered(node, method, "/ws", 405) == 1
+
+    @pytest.mark.parametrize("path", ["/", "/wss", "/ws/", "/health/live"])
+    async def test_elsewhere(self, wire: Wire, path: str) -> None:
+        await wire.send(upgrade(device_token("screen-1"), path))
+        assert (await wire.response())[0] == (200 if path == "/health/live" else 404)
+
+    @pytest.mark.parametrize("path", ["/ws", "/api/ws", "/ws?a=b"])
+    async def test_its_path(self, wire: Wire, path: str) -> None:
+        await wire.send(upgrade(device_token("screen-1"), path))
+        assert (await wire.response())[0] == 101
+
+    async def test_on_a_connection_that_served_requests(self, node: Node, wire: Wire) -> None:
+        await wire.send(request("/health/live") + request("/health") + upgrade(device_token("screen-1")))
+        assert [(await wire.response())[0] for _ in range(3)] == [200, 200, 101]
+        assert (await wire.message())["event"] == "config"
+
+    async def test_frames_that_come_with_it(self, wire: Wire) -> None:
+        await wire.send(upgrade(device_token("screen-1")) + text("heartbeat", {}, 1) + text("heartbeat", {}, 2)[:9])
+        assert (await wire.response())[0] == 101
+        assert [(await wire.message())["event"] for _ in range(2)] == ["config", "ack"]
+        await wire.send(text("heartbeat", {}, 2)[9:])
+        assert (await wire.message())["id"] == 2
+
+    async def test_frames_that_come_behind_a_refusal(self, node: Node, wire: Wire) -> None:
+        await wire.send(upgrade("nonsense") + frame(0x1, b"x" * 60_000) * 50)
+        status, fields, body = await wire.response()
+        assert (status, fields["connection"], json.loads(body)["code"]) == (401, "close", "AUTH_INVALID")
+        assert await wire.ends() == b""
+        await wire.close()
+        await until(lambda: node.http.exchanges == 0)
+
+
+class TestWhileRedisIsAsked:
+    @pytest.fixture
+    def frozen(self, tmp_path: Path) -> Iterator[tuple[str, Callable[[int], None]]]:
+        """The URL of a store of its own, and a way to send it signals."""
+        store = embedded.start(tmp_path)
+        yield store.url, lambda number: os.kill(store.pid, number)
+        os.kill(store.pid, signal.SIGCONT)
+        store.stop()
+
+    @pytest.mark.parametrize("size", [100, 60_000])
+    async def test_frames_wait(self, opened: Open, frozen: tuple[str, Callable[[int], None]], size: int) -> None:
+        url, kill = frozen
+        node = await opened(url, limits={"messages_per_minute": 0})
+        kill(signal.SIGSTOP)
+        wire = await Wire.open(node.port)
+        await wire.send(upgrade(device_token("screen-1")))
+        await until(lambda: node.gauge("redis_pipeline_depth"))
+        sent = b"".join(text("heartbeat", {"x": "x" * size}, number) for number in range(20))
+        sending = asyncio.create_task(wire.send(sent))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        kill(signal.SIGCONT)
+        assert (await wire.response())[0] == 101
+        assert (await wire.message())["event"] == "config"
+        assert [(await wire.message())["id"] for _ in range(20)] == list(range(20))
+        await sending
+        await wire.close()
+
+    async def test_the_client_leaves(self, opened: Open, frozen: tuple[str, Callable[[int], None]]) -> None:
+        url, kill = frozen
+        node = await opened(url, presence={"offline_after_seconds": 0.1})
+        kill(signal.SIGSTOP)
+        wire = await Wire.open(node.port)
+        await wire.send(upgrade(device_token("screen-1")))
+        await until(lambda: node.gauge("redis_pipeline_depth"))
+        await wire.close()
+        await until(lambda: node.http.exchanges == 0)
+        kill(signal.SIGCONT)
+        # It had claimed the device, so it also says that nobody is there.
+        await until(lambda: node.counter("redis_operations_total", "eval_offline", "ok") == 1)
+        assert (node.gateway.connections, node.gauge("ws_connections_active", "acme", "device")) == (0, 0)
+        assert node.counter("ws_connections_total", "acme", "connected") == 1
+        assert node.counter("ws_connections_total", "acme", "disconnected") == 1
+
+    async def test_the_worker_is_told_to_leave(self, opened: Open, frozen: tuple[str, Callable[[int], None]]) -> None:
+        url, kill = frozen
+        node = await opened(url)
+        kill(signal.SIGSTOP)
+        wire = await Wire.open(node.port)
+        await wire.send(upgrade(device_token("screen-1")))
+        await until(lambda: node.gauge("redis_pipeline_depth"))
+        draining = asyncio.create_task(node.gateway.drain(5))
+        await asyncio.sleep(0)
+        kill(signal.SIGCONT)
+        assert (await wire.response())[0] == 101
+        assert [(await wire.message())["event"] for _ in range(2)] == ["config", "server:shutdown"]
+        assert await wire.close_code() == 1012
+        await wire.close()
+        await draining
+
+
+class TestMetrics:
+    async def ask(self, node: Node, **fields: str) -> int:
+        wire = await Wire.open(node.port)
+        await wire.send(request("/metrics", **fields))
+        status, _, _ = await wire.response()
+        await wire.close()
+        return status
+
+    async def test_from_this_machine(self, node: Node) -> None:
+        assert await self.ask(node) == 200
+
+    @pytest.mark.parametrize(
+        "field", ["Forwarded", "X_Forwarded_For", "x_forwarded_proto", "X_Forwarded_Port", "X_Real_IP"]
+    )
+    async def test_not_through_a_proxy(self, node: Node, field: str) -> None:
+        assert await self.ask(node, **{field: "127.0.0.1"}) == 403
+        assert await self.ask(node, **{field: ""}) == 403
+        assert answered(node, "GET", "/metrics", 403) == 2
+
+    async def test_with_the_token(self, opened: Open) -> None:
+        node = await opened(metrics={"token": "s3cret"})
+        for authorization, status in (
+            ("Bearer s3cret", 200),
+            ("bearer s3cret", 200),
+            ("Bearer s3cre", 403),
+            ("Bearer s3cret1", 403),
+            ("Bearer", 403),
+            ("Basic s3cret", 403),
+            ("Bearer \xe9", 403),
+        ):
+            assert await self.ask(node, Authorization=authorization, X_Forwarded_For="10.0.0.1") == status
+        assert await self.ask(node) == 200
+
+    async def test_an_empty_token_is_none(self, node: Node) -> None:
+        assert await self.ask(node, Authorization="Bearer ", X_Forwarded_For="10.0.0.1") == 403
+
+    async def test_public(self, opened: Open) -> None:
+        node = await opened(metrics={"public": True})
+        assert await self.ask(node, X_Forwarded_For="10.0.0.1") == 200
+
+    async def test_nobody_answers(self, node: Node, wire: Wire) -> None:
+        node.answers.clear()
+        for path in ("/metrics", "/internal/metrics", "/status"):
+            await wire.send(request(path))
+            status, fields, body = await wire.response()
+            assert (status, json.loads(body)["retryable"]) == (503, True)
+            assert int(fields["retry-after"]) > 0
+
+
+class TestHealth:
+    async def ask(self, wire: Wire, path: str) -> tuple[int, Json]:
+        await wire.send(request(path))
+        status, _, body = await wire.response()
+        return status, json.loads(body)
+
+    async def test_healthy(self, wire: Wire) -> None:
+        status, body = await self.ask(wire, "/health")
+        assert body["timestamp"].endswith("Z")
+        assert (status, body["status"], body["service"]) == (200, "healthy", "vizora-rt")
+        assert body["uptime"] >= 0
+        assert body["dependencies"]["redis"]["status"] == "up"
+        assert body["dependencies"]["redis"]["latencyMs"] > 0
+        assert body["dependencies"]["workers"] == {"status": "up", "up": 1, "of": 1}
+        assert await self.ask(wire, "/health/ready") == (200, {"status": "ready"})
+
+    @pytest.mark.parametrize("answer", [{"status": b'{"workers":[{"state":"starting"}]}'}, {}])
+    async def test_without_a_worker(self, node: Node, wire: Wire, answer: dict[str, bytes]) -> None:
+        node.answers = answer
+        _, body = await self.ask(wire, "/health")
+        assert (body["status"], body["dependencies"]["workers"]["status"]) == ("degraded", "degraded")
+
+    async def test_without_redis(self, opened: Open, tmp_path: Path) -> None:
+        store = embedded.start(tmp_path)
+        node = await opened(store.url)
+        wire = await Wire.open(node.port)
+        assert (await self.ask(wire, "/health/ready"))[0] == 200
+        store.stop()
+        await until(lambda: not node.store.up)
+        status, body = await self.ask(wire, "/health")
+        assert (status, body["status"]) == (200, "degraded")
+        assert body["dependencies"]["redis"] == {"status": "down", "latencyMs": None}
+        status, body = await self.ask(wire, "/health/ready")
+        assert (status, body["code"], body["retryable"]) == (503, "STORE_UNAVAILABLE", True)
+        assert await self.ask(wire, "/health/live") == (200, {"status": "live"})
+        await wire.close()
+
+    async def test_with_a_redis_that_does_not_answer(
+        self, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(http, "HEALTH_SECONDS", SHORT)
+        store = embedded.start(tmp_path)
+        node = await opened(store.url)
+        wire = await Wire.open(node.port)
+        os.kill(store.pid, signal.SIGSTOP)
+        _, body = await self.ask(wire, "/health")
+        assert body["dependencies"]["redis"] == {"status": "down", "latencyMs": None}
+        os.kill(store.pid, signal.SIGCONT)
+        await wire.close()
+        store.stop()
+
+    async def test_draining(self, node: Node, wire: Wire) -> None:
+        await self.ask(wire, "/health")
+        await node.gateway.drain(0)
+        await wire.send(request("/health"))
+        status, fields, text = await wire.response()
+        assert (status, fields["connection"], json.loads(text)["status"]) == (200, "close", "unhealthy")
+        other = await Wire.open(node.port)
+        status, body = await self.ask(other, "/health/ready")
+        assert (status, body["code"]) == (503, "DRAINING")
+        await other.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with Service(tmp_path_factory.mktemp("http"), SECRETS) as service:
+        yield service.start()
+
+
+class TestService:
+    """What only the whole service can say."""
+
+    def test_metrics_are_an_exposition(self, service: Service) -> None:
+        status, body = service.get("/metrics")
+        names = {family.name for family in parse_text(body.decode())}
+        assert (status, "vizora_realtime_http_requests" in names) == (200, True)
+        status, body = service.get("/metrics", {"Accept": "application/openmetrics-text; version=1.0.0"})
+        assert body.endswith(b"# EOF\n")
+        names = {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]
+        assert "vizora_realtime_ws_messages" in names
+
+    def test_metrics_are_compressed_on_demand(self, service: Service) -> None:
+        status, body = service.get("/metrics", {"Accept-Encoding": "gzip"})
+        assert (status, b"vizora_realtime_" in gzip.decompress(body)) == (200, True)
+
+    def test_status_names_all_processes(self, service: Service) -> None:
+        status = service.status()
+        assert (status["service"], status["pid"]) == ("vizora-rt", service.pid)
+        workers = status["workers"]
+        assert [worker["state"] for worker in workers] == ["ready", "ready"]
+        assert len({worker["pid"] for worker in workers}) == 2
+        assert all(worker["uptime"] > 0 and worker["connections"] == 0 for worker in workers)
+
+    def test_health_counts_all_workers(self, service: Service) -> None:
+        body = json.loads(service.get("/health")[1])
+        assert (body["status"], body["dependencies"]["workers"]["up"]) == ("healthy", 2)
+        assert service.get("/health/ready")[0] == 200
