@@ -16,7 +16,7 @@ from tests.net.proxy import Proxy
 from vizora_rt.errors import ConfigError, UnavailableError
 from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
-from vizora_rt.net.link import UNASKED, Address, Link, ask, connect, explain, one_line, probe
+from vizora_rt.net.link import UNASKED, Address, Line, Link, ask, connect, explain, one_line, probe
 from vizora_rt.wire.resp import ReplyError, pack
 
 SECRET = "s3cret:/@ü"
@@ -247,6 +247,30 @@ async def test_cancelled_while_greeting(proxy: Proxy, heard: Heard) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert heard.lost.empty()
+
+
+class TestLine:
+    def test_asks_again_and_again(self, redis_url: str) -> None:
+        line = Line(Address.parse(redis_url), "test", 5.0)
+        long = "x" * 3_000_000
+        assert line.ask([pack("SET", "a", long), pack("GET", "a")]) == [b"OK", long.encode()]
+        assert line.ask([pack("CLIENT", "GETNAME"), pack("GET", "b")]) == [b"test", None]
+        line.close()
+
+    def test_whom_it_cannot_use_it_names(self, own: Embedded) -> None:
+        address = Address.parse(own.url)
+        assert ask(address, [pack("CONFIG", "SET", "requirepass", SECRET)], 5.0) == [b"OK"]
+        with pytest.raises(ConnectionError, match="PING was answered NOAUTH"):
+            Line(address, "test", 5.0)
+        line = Line(Address(path=address.path, password=SECRET), "test", 5.0)
+        own.stop()
+        with pytest.raises(OSError, match=r"connection closed|Broken pipe|reset"):
+            line.ask([pack("PING")])
+        line.close()
+
+    def test_one_that_is_silent(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TimeoutError):
+            Line(Address(port=silent.getsockname()[1]), "test", 0.05)
 
 
 class TestProbe:
