@@ -3,11 +3,13 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+NODE := $(VENV)/node
+SOCKETIO_CLIENT := socket.io-client@4.8.4
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTHON ?=
 ARGS ?=
 
-.PHONY: help demo test lint soak bench bench-compare clean
+.PHONY: help demo test lint soak bench bench-compare peers clean
 
 help:
 	@echo "make demo           start a gateway and simulated screens"
@@ -16,6 +18,7 @@ help:
 	@echo "make soak           the long tests"
 	@echo "make bench          micro-benchmarks; saves the run in .benchmarks"
 	@echo "make bench-compare  the same, beside the last saved run"
+	@echo "make peers          install the Socket.IO client that tests use; needs node and npm"
 	@echo "make clean          remove what make made"
 
 demo: $(VENV)/.installed
@@ -40,6 +43,9 @@ bench-compare: $(VENV)/.installed-dev
 	@test -d .benchmarks || { echo "Nothing to compare with: run make bench first." >&2; exit 1; }
 	@$(BIN)/python -m pytest -o addopts= bench --benchmark-only --benchmark-compare --benchmark-sort=name $(ARGS)
 
+# Clients of other people's making, for tests. They are skipped without.
+peers: $(NODE)/.installed
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find vizora_rt tests bench -name __pycache__ -prune -exec rm -rf {} +
@@ -56,6 +62,10 @@ $(VENV)/.installed-dev: pyproject.toml
 	@echo "installing into $(VENV), with what tests need ..."
 	@$(PIP) --editable '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(NODE)/.installed: Makefile | $(VENV)/.installed
+	@npm install --prefix $(NODE) --no-save --no-audit --no-fund --loglevel=error $(SOCKETIO_CLIENT)
+	@touch $@
 
 # A pyenv shim named python3.12 exists without that Python behind it: candidates are run, not looked up.
 FIT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
