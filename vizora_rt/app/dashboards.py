@@ -41,7 +41,8 @@ class Watch:
 
     `pending` are the changes of this round, `due` those of the one that is being sent; a dashboard that does not read
     stays in its round. `waiting` are the devices of the snapshot under way, each with when it was last seen; `again`:
-    it shall be told once more. `joined`: it wants a snapshot whenever changes may have been missed.
+    it shall be told once more. `joined`: it wants a snapshot whenever changes may have been missed; `telling`: it is
+    getting one.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Watch:
         "pages",
         "pending",
         "room",
+        "telling",
         "viewer",
         "waiting",
         "watching",
@@ -64,6 +66,7 @@ class Watch:
         self.arrival = 0.0
         self.watching = True
         self.joined = False
+        self.telling = False
         self.pending: dict[str, None] = {}
         self.due: dict[str, None] = {}
         self.waiting: list[tuple[str, int]] | None = None

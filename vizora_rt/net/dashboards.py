@@ -118,9 +118,10 @@ class Dashboards:
 
     def _join(self, watch: Watch) -> None:
         """The dashboard wants all of its organisation. One that asks while it is told is told once more."""
-        if watch.waiting is not None or watch in self._joining:
+        if watch.telling:
             watch.again = True
             return
+        watch.telling = True
         self._joining.append(watch)
         self._read()
 
@@ -211,6 +212,7 @@ class Dashboards:
         viewer.send("device:status:batch", watch.fill_page(found, iso(now)))
         if watch.waiting is not None:
             self._joining.append(watch)
-        elif watch.again:
-            watch.again = False
+            return
+        watch.telling, watch.again = watch.again, False
+        if watch.telling:
             self._joining.append(watch)
