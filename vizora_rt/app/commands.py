@@ -7,6 +7,7 @@ a delivery remembers an id and a count; the letter stays in Redis until the devi
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from vizora_rt.wire import messages
@@ -63,8 +64,9 @@ class Entry:
         return head.encode() + self.body
 
 
+@lru_cache(maxsize=16)
 def parse_line(line: bytes) -> Entry:
-    """The inverse of `Entry.line`; the body may be missing."""
+    """The inverse of `Entry.line`; the body may be missing. A broadcast is the same line for all its devices."""
     entry_id, expires, created, node, worker, kind, *body = line.split(b" ", 6)
     return Entry(
         entry_id.decode(),

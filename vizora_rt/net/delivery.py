@@ -7,18 +7,19 @@ command whose record says `acked` may be delivered once more after a crash, but 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from time import perf_counter_ns
 from typing import Any, Final
 
-from vizora_rt.app import commands
+from vizora_rt.app import commands, events
 from vizora_rt.app.commands import Delivery, Do, Entry, Phase
 from vizora_rt.app.state import Device, Peer, State
 from vizora_rt.errors import NORMAL
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.ledger import Found, Ledger
 from vizora_rt.net.timers import Wheel
+from vizora_rt.wire import messages
 
 Tell = Callable[[str, dict[str, object]], None]
 """Ring the worker that asked, given as `node worker`."""
@@ -77,6 +78,7 @@ class Deliveries:
         self._states: dict[str, dict[str, str]] = {}
         self._settling: list[tuple[Courier, Entry, str, str]] = []
         self._news: dict[tuple[str, str], list[list[str]]] = {}
+        self._outcomes: dict[tuple[Entry, str, str], list[tuple[str, str]]] = {}
 
     def connected(self, device: Device, waiting: bool) -> None:
         """The device has a new connection: what was under way to an older one begins anew."""
@@ -201,6 +203,11 @@ class Deliveries:
         now = _now()
         for courier, entry, state, error in settling:
             self._record(courier, entry, state, error, now)
+        outcomes, self._outcomes = self._outcomes, {}
+        if outcomes:
+            self._ledger.happened(
+                [event for outcome, rows in outcomes.items() for event in _events(outcome, rows, now)]
+            )
         news, self._news = self._news, {}
         for (asker, entry_id), rows in news.items():
             for start in range(0, len(rows), DEVICES_A_BELL):
@@ -230,8 +237,7 @@ class Deliveries:
         if state != "sent":  # which was counted then
             self._metrics.counter("commands_total", self._metrics.command(entry.type), state).value += 1
         if entry.type != commands.TOKEN:
-            detail: dict[str, object] = {"commandId": entry.id, "command": entry.type, "state": state}
-            self._ledger.event("command", device_id, organization_id, now, detail | ({"error": error} if error else {}))
+            self._outcomes.setdefault((entry, state, error), []).append((device_id, organization_id))
         if now - entry.created < ASKERS_WAIT_MS:
             self._news.setdefault((entry.asker, entry.id), []).append([device_id, state, error])
         self._soon()
@@ -250,6 +256,17 @@ class _Limit:
         if self.device.screenshot_until <= _now():
             self.peer.allow(0)
         return None
+
+
+def _events(
+    outcome: tuple[Entry, str, str], rows: list[tuple[str, str]], now: int
+) -> Iterator[tuple[bytes | str | int, ...]]:
+    """What backends are told of an outcome: the same of each device, written once."""
+    entry, state, error = outcome
+    detail = {"commandId": entry.id, "command": entry.type, "state": state, **({"error": error} if error else {})}
+    text = messages.dumps(detail)
+    for device_id, organization_id in rows:
+        yield events.entry("command", device_id, organization_id, now, text)
 
 
 def _now() -> int:

@@ -5,15 +5,13 @@ it still waits. Nothing is taken off before it is acked or expired. The record o
 a field `d:<device>` with its state there; states only go forward, whatever worker writes them late.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from vizora_rt.app import events
 from vizora_rt.app.commands import KEPT_AFTER, MAX_WAITING, PLAYLIST, Entry, key, parse_line
 from vizora_rt.net.store import Store
-from vizora_rt.wire import messages, resp
-
-EVENTS: Final = b"vz:events"
 
 NEXT = """
 local function following(now)
@@ -54,7 +52,7 @@ if ARGV[2] == 'playlist' then
   if redis.call('HGET', KEYS[2], 'id') == ARGV[3] then redis.call('HSET', KEYS[2], 'waiting', 0) end
 else
   local line = redis.call('LINDEX', KEYS[1], 0)
-  if line and string.match(line, '^(%S+)') == ARGV[3] then redis.call('LPOP', KEYS[1]) end
+  if line and string.match(line, '^%S+') == ARGV[3] then redis.call('LPOP', KEYS[1]) end
 end
 return {following(tonumber(ARGV[1]))}
 """
@@ -62,9 +60,9 @@ return {following(tonumber(ARGV[1]))}
 
 OWNER = """
 local function owner(key, status)
-  local found = redis.call('GET', status)
-  local here = found and string.match(found, '^{"status":"(%a+)"')
-  return (here == 'online' or here == 'stale') and redis.call('GET', key)
+  local found = redis.call('MGET', key, status)
+  local here = found[2] and string.match(found[2], '^{"status":"(%a+)"')
+  return (here == 'online' or here == 'stale') and found[1]
 end
 """
 
@@ -75,31 +73,38 @@ ENQUEUE = (
 """
     + OWNER
     + """
-local waiting, expired = redis.call('LLEN', KEYS[1]), {}
-if waiting >= tonumber(ARGV[4]) then
+local waiting, expired = redis.call('RPUSH', KEYS[1], ARGV[1]), {}
+if waiting > tonumber(ARGV[4]) then
   local kept = {}
-  for _, line in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+  for _, line in ipairs(redis.call('LRANGE', KEYS[1], 0, -2)) do
     if tonumber(string.match(line, '^%S+ (%d+)')) > tonumber(ARGV[5]) then
       kept[#kept + 1] = line
     else
       expired[#expired + 1] = string.match(line, '^%S+ %S+ %S+ %S+ %S+ %S+')
     end
   end
-  if #expired == 0 then return {-1, owner(KEYS[2], KEYS[3]), expired} end
+  if #expired == 0 then
+    redis.call('RPOP', KEYS[1])
+    return {-1, owner(KEYS[2], KEYS[3]), expired}
+  end
+  kept[#kept + 1] = ARGV[1]
   redis.call('DEL', KEYS[1])
-  if #kept > 0 then redis.call('RPUSH', KEYS[1], unpack(kept)) end
-  waiting = 0
+  waiting = redis.call('RPUSH', KEYS[1], unpack(kept))
 end
-if ARGV[6] == '1' then
-  for _, line in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
-    if string.match(line, '^(%S+)') == ARGV[2] then return {0, owner(KEYS[2], KEYS[3]), expired} end
+if ARGV[6] == '1' and waiting > 1 then
+  for _, line in ipairs(redis.call('LRANGE', KEYS[1], 0, -2)) do
+    if string.match(line, '^(%S+)') == ARGV[2] then
+      redis.call('RPOP', KEYS[1])
+      return {0, owner(KEYS[2], KEYS[3]), expired}
+    end
   end
 end
-redis.call('RPUSH', KEYS[1], ARGV[1])
-local time = redis.call('TIME')
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[7]) - time[1] * 1000 - math.floor(time[2] / 1000) - 1 then
-  redis.call('PEXPIREAT', KEYS[1], ARGV[7])
+local left = -1
+if waiting > 1 then
+  local time = redis.call('TIME')
+  left = redis.call('PTTL', KEYS[1]) + time[1] * 1000 + math.floor(time[2] / 1000) + 1
 end
+if left < tonumber(ARGV[7]) then redis.call('PEXPIREAT', KEYS[1], ARGV[7]) end
 return {1, owner(KEYS[2], KEYS[3]), expired}
 """
 )
@@ -126,12 +131,24 @@ STATES = """
 if ARGV[1] == '0' and redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local rank = {queued = 1, sent = 2}
 local function place(value) return rank[string.match(value, '^%a+') or ''] or 3 end
-for i = 2, #ARGV, 2 do
-  local old = redis.call('HGET', KEYS[1], ARGV[i])
-  if not old or place(old) < place(ARGV[i + 1]) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local names, new = {}, {}
+for i = 2, #ARGV, 2 do names[#names + 1] = ARGV[i] end
+local old = redis.call('HMGET', KEYS[1], unpack(names))
+for i, name in ipairs(names) do
+  local value = ARGV[2 * i + 1]
+  if not old[i] or place(old[i]) < place(value) then
+    new[#new + 1] = name
+    new[#new + 1] = value
+  end
 end
+if #new > 0 then redis.call('HSET', KEYS[1], unpack(new)) end
 if ARGV[1] ~= '0' then redis.call('PEXPIREAT', KEYS[1], ARGV[1]) end
 return 1
+"""
+
+HAPPENED = """
+-- KEYS stream; ARGV room, names and values of an entry, then of the next one
+for i = 2, #ARGV, 10 do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, i, i + 9)) end
 """
 
 SCREENSHOT = """
@@ -158,12 +175,15 @@ SCRIPTS: Final = {
     "replace": REPLACE,
     "current": CURRENT,
     "states": STATES,
+    "happened": HAPPENED,
     "screenshot": SCREENSHOT,
     "idempotency": IDEMPOTENCY,
 }
 
 STATES_A_WRITE: Final = 500
 """Devices in one script of a command's states: some 30 KB, half a millisecond of Redis' time."""
+EVENTS_A_WRITE: Final = 100
+"""Entries in one script, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +250,11 @@ class Ledger:
             taken = self._store.eval("states", (command_key(command_id),), (expiry, *part)) and taken
         return taken
 
-    def event(self, kind: str, device_id: str, organization_id: str, now: int, detail: dict[str, object]) -> None:
-        """Tell backends, in the stream of events."""
-        fields = ("type", kind, "deviceId", device_id, "organizationId", organization_id, "at", now)
-        command = ("XADD", EVENTS, "MAXLEN", "~", self._max_events, "*", *fields, "json", messages.dumps(detail))
-        self._store.submit("xadd", resp.pack(*command))
+    def happened(self, entries: Sequence[tuple[bytes | str | int, ...]]) -> None:
+        """Tell backends, in the stream of events; each entry is made by `app.events.entry`."""
+        for start in range(0, len(entries), EVENTS_A_WRITE):
+            flat = [part for each in entries[start : start + EVENTS_A_WRITE] for part in each]
+            self._store.eval("happened", (events.STREAM,), (self._max_events, *flat))
 
 
 def command_key(command_id: str) -> str:
