@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -25,6 +27,7 @@ from vizora_rt.net.greeting import PACKETS
 
 PATH = "/socket.io/?EIO=4&transport=websocket"
 PAGE = "https://app.example"
+SHIPPED = Path(__file__).parent.parent / "wire" / "shipped.json"
 
 
 def packet(text: str) -> bytes:
@@ -457,3 +460,23 @@ class TestConnected:
         await player.wire.send(frame(0x8, b"\x03\xe8"))
         await until(lambda: node.gateway.connections == 0)
         assert node.counter("ws_disconnects_total", "normal") == 0
+
+
+def stamped(text: str) -> str:
+    """A packet with its time replaced."""
+    return re.sub(r'"timestamp":"[^"]*"', '"timestamp":"NOW"', text)
+
+
+async def test_shipped_players_are_answered_to_the_byte(start: Start) -> None:
+    """Both dialects, each case in its turn: the file's answers, and nothing for who wants none."""
+    node = await start()
+    await until(lambda: node.gateway.plays.partitions)
+    player = await Player.dial(node, device_token("shipped-1"))
+    screen = await dial_device(node.port, "shipped-2")
+    for case in json.loads(SHIPPED.read_text("utf-8"))["events"]:
+        await player.send(case["in"]["socketio"])
+        await screen.connection.send(case["in"]["native"])
+        if case["out"]:
+            assert stamped(await player.next()) == case["out"]["socketio"]
+            assert stamped(str(await screen.connection.recv())) == case["out"]["native"]
+    await screen.leave()

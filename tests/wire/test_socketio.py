@@ -1,8 +1,10 @@
 """The Socket.IO dialect: packets and what they mean, refusals, goodbyes, and that no packet raises."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -14,6 +16,14 @@ from vizora_rt.wire.messages import MAX_ID, Refused
 from vizora_rt.wire.socketio import MAX_NAMESPACE, MAX_PROBE, Hello, decode, decode_hello
 
 NOW = b"2026-11-23T04:00:00.000Z"
+SHIPPED = json.loads(Path(__file__).with_name("shipped.json").read_text("utf-8"))
+"""What shipped players write and are written, in both dialects: `in` is the player's, `out` the gateway's."""
+SCHEMAS = {
+    "heartbeat": messages.Heartbeat,
+    "content:impression": messages.Impression,
+    "content:error": messages.ContentError,
+}
+DIALECTS = (socketio.DIALECT, messages.NATIVE)
 
 
 class TestHandshake:
@@ -218,3 +228,36 @@ class TestEncode:
         dialect = socketio.DIALECT
         assert (dialect.name, dialect.ping, dialect.binary) == ("socketio", b"2", None)
         assert messages.NATIVE.goodbye(errors.SUPERSEDED) == ()
+
+
+class TestShipped:
+    @pytest.mark.parametrize("case", SHIPPED["events"], ids=lambda case: case["name"])
+    def test_events(self, case: dict[str, Any]) -> None:
+        heard = [dialect.decode(case["in"][dialect.name]) for dialect in DIALECTS]
+        assert heard[0] == heard[1]
+        assert isinstance(heard[0], tuple)
+        event, ack_id, data = heard[0]
+        taken = messages.validate(SCHEMAS[event], data)
+        unknown = wrong_type = 0
+        if isinstance(taken, messages.Repaired):
+            taken, unknown, wrong_type = taken.payload, taken.unknown, taken.wrong_type
+        fields = msgspec.to_builtins(taken)
+        assert {name: value for name, value in fields.items() if value is not None} == case["taken"]
+        assert (unknown, wrong_type) == (case["unknown"], case["wrong_type"])
+        assert (ack_id is None) is (case["out"] == {})
+        if ack_id is None:
+            return
+        for dialect in DIALECTS:
+            reply = case["out"][dialect.name]
+            body = reply[reply.index('"data":{"success"') + 7 : -1] if dialect is messages.NATIVE else reply[4:-1]
+            assert dialect.encode_ack(ack_id, body.encode()).decode() == reply
+            answer = messages.dumps(json.loads(body)["data"])
+            assert dialect.encode_success(ack_id, answer, b"NOW").decode() == reply
+
+    @pytest.mark.parametrize("case", SHIPPED["pushes"], ids=lambda case: case["name"])
+    def test_pushes(self, case: dict[str, Any]) -> None:
+        for dialect in DIALECTS:
+            pushed = dialect.encode(case["event"], case["body"].encode(), case["id"])
+            assert pushed.decode() == case["out"][dialect.name]
+            if case["in"]:
+                assert dialect.decode(case["in"][dialect.name]) == ("ack", case["id"], {"ok": True})
