@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jwt
 import pytest
+import redis
 
 from tests.service import PATIENCE, Service, until
 from vizora_rt import cli, config
@@ -23,6 +24,7 @@ from vizora_rt.net import embedded
 COMMANDS = [
     [], ["serve"], ["demo"], ["check-config"], ["token"], ["token", "device"], ["token", "user"],
     ["plays"], ["plays", "tail"], ["plays", "export"], ["events"], ["events", "tail"], ["events", "export"],
+    ["device"], ["device", "list"], ["device", "show"], ["device", "kick"], ["device", "revoke"], ["device", "erase"],
 ]  # fmt: skip
 
 SECRETS = {"DEVICE_JWT_SECRET": "d" * 32, "JWT_SECRET": "u" * 32}
@@ -68,6 +70,7 @@ class TestHelp:
             ["token"],
             ["plays"],
             ["events"],
+            ["device"],
         )
 
     def test_a_wrong_option_is_a_matter_of_usage(self, tmp_path: Path) -> None:
@@ -192,6 +195,51 @@ class TestToken:
         env = {"VIZORA_ENV": "production"}
         assert "must be set" in refused(run(tmp_path, "token", "device", "d", "--org", "o", env=env), 78)
         assert run(tmp_path, "token", "device", "d", "--org", "o", env=env | SECRETS).returncode == 0
+
+
+class TestDevice:
+    """What the commands do to a running service is in tests/net/test_devices.py."""
+
+    def test_a_device_is_locked_out_let_in_and_erased(self, tmp_path: Path, redis_url: str) -> None:
+        env = {"REDIS_URL": redis_url}
+        assert run(tmp_path, "device", "revoke", "lobby", "--reason", "stolen", env=env).stdout == (
+            "revoked, no worker has it\n"
+        )
+        shown = json.loads(run(tmp_path, "device", "show", "lobby", env=env).stdout)
+        assert (shown["deviceId"], shown["status"], shown["revoked"]["reason"]) == ("lobby", "revoked", "stolen")
+        assert run(tmp_path, "device", "revoke", "lobby", "--undo", env=env).stdout == "no longer revoked\n"
+        assert run(tmp_path, "device", "revoke", "lobby", "--undo", env=env).stdout == "was not revoked\n"
+        assert run(tmp_path, "device", "kick", "lobby", env=env).stdout == "no worker has it\n"
+        for command in (("show", "lobby"), ("erase", "lobby", "--yes")):
+            assert refused(run(tmp_path, "device", *command, env=env), 1) == "lobby: no such device"
+
+    def test_a_list_is_one_object_a_line(self, tmp_path: Path, redis_url: str) -> None:
+        client = redis.Redis.from_url(redis_url)
+        client.zadd("vz:{o:acme}:devices", {"a": 1, "b": 3, "c": 2})
+        client.set("vz:{d:b}:status", b'{"status":"online"}')
+        client.set("vz:{d:a}:owner", "x")
+        done = run(tmp_path, "device", "list", "--org", "acme", "--limit", "2", env={"REDIS_URL": redis_url})
+        assert [json.loads(line) for line in done.stdout.splitlines()] == [
+            {"deviceId": "b", "lastSeen": 3, "status": "online"},
+            {"deviceId": "c", "lastSeen": 2, "status": "unknown"},
+        ]
+        assert done.stderr == "2 of 3\n"
+
+    def test_an_erasure_is_confirmed(self, tmp_path: Path, redis_url: str) -> None:
+        client = redis.Redis.from_url(redis_url)
+        client.set("vz:{d:lobby}:status", b'{"status":"offline"}')
+        assert run(tmp_path, "device", "erase", "lobby", env={"REDIS_URL": redis_url}).returncode != 0
+        assert client.exists("vz:{d:lobby}:status")
+        assert run(tmp_path, "device", "erase", "lobby", "--yes", env={"REDIS_URL": redis_url}).stdout == "erased\n"
+        assert not client.exists("vz:{d:lobby}:status")
+
+    def test_what_is_no_id_is_a_matter_of_usage(self, tmp_path: Path) -> None:
+        assert run(tmp_path, "device", "show", "a b").returncode == 2
+
+    def test_without_redis_it_is_one_line(self, tmp_path: Path) -> None:
+        assert "there is no Redis" in refused(run(tmp_path, "device", "show", "lobby"), 69)
+        env = {"REDIS_URL": f"unix://{tmp_path}/none.sock"}
+        assert "cannot be asked" in refused(run(tmp_path, "device", "show", "lobby", env=env), 69)
 
 
 class TestDemo:
