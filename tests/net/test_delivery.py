@@ -3,13 +3,17 @@
 import asyncio
 import base64
 import json
+import os
+import signal
+from itertools import count
+from pathlib import Path
 
 import pytest
 
 from tests.net.backend import Backed, Screen, books, call, command, entries, fleet
 from tests.net.peers import dial_device, until
 from vizora_rt.app import commands
-from vizora_rt.net import orders
+from vizora_rt.net import embedded, orders
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(200_000)
 
@@ -77,6 +81,52 @@ async def test_and_after_a_reconnect_to_another_worker(redis_url: str) -> None:
         again = await Screen.dial(other, "lobby")
         assert await again.event("command") == first
         await until(lambda: other.counter("commands_total", "reload", "acked"))
+
+
+async def test_and_after_redis_was_killed(tmp_path: Path) -> None:
+    own = embedded.start(tmp_path)
+    try:
+        async with fleet(own.url, 1) as (node,):
+            ids = await put(node, "lobby", "reload", "pause", "resume")
+            await call(node, "POST", "/push/playlist", {"deviceId": "lobby", "playlist": {"a": 1}, "version": "v1"})
+            screen = await Screen.dial(node, "lobby", acks=False)
+            await screen.ack(await screen.message("playlist:update"))
+            await screen.ack(await screen.message("command"))
+            await screen.event("command", 2)
+            os.kill(own.pid, signal.SIGKILL)
+            await until(lambda: not node.store.up)
+            assert (await command(node, "lobby")).status == 503
+            await asyncio.to_thread(own.restart)
+            await until(lambda: node.store.up)
+            await screen.leave()
+            again = await Screen.dial(node, "lobby")
+            await again.event("command", 2)
+            assert again.commands() == ids[1:]
+            assert again.messages("playlist:update") == []
+    finally:
+        own.stop()
+
+
+async def test_an_ack_while_redis_is_away_is_recorded_when_it_is_back(tmp_path: Path) -> None:
+    own = embedded.start(tmp_path)
+    try:
+        async with fleet(own.url, 1, player={"heartbeat_interval": 1000}) as (node,):
+            (command_id,) = await put(node, "lobby", "reboot")
+            screen = await Screen.dial(node, "lobby", acks=False)
+            message = await screen.message("command")
+            os.kill(own.pid, signal.SIGKILL)
+            await until(lambda: not node.store.up)
+            await screen.ack(message)
+            assert (await screen.answer("heartbeat", {}, 1))["data"]["degraded"] is True
+            await asyncio.to_thread(own.restart)
+            await until(lambda: node.store.up)
+            beats = count(2)
+            while not node.counter("commands_total", "reboot", "acked"):
+                await screen.answer("heartbeat", {}, next(beats))
+                await asyncio.sleep(0.1)
+            assert screen.commands() == [command_id]  # nobody reboots twice
+    finally:
+        own.stop()
 
 
 async def test_a_connection_that_is_superseded_gets_no_more(redis_url: str) -> None:

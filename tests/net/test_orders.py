@@ -1,6 +1,7 @@
 """Asking for acks: who is counted as what, how long it is waited for, and two services on one Redis."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -161,7 +162,24 @@ async def test_two_services_on_one_redis_behave_as_one(twins: list[Twin], redis_
         await screen.leave()
 
 
-async def test_a_command_survives_the_death_of_worker_and_node(twins: list[Twin]) -> None:
+async def test_a_command_survives_the_death_of_a_worker(twins: list[Twin]) -> None:
+    one, other = twins
+    screen = await Screen.dial(one, "lobby", acks=False)  # type: ignore[arg-type]
+    asking = asyncio.create_task(
+        ask(other, "POST", "/internal/command", {"deviceId": "lobby", "command": {"type": "reload"}})
+    )
+    first = await screen.event("command")
+    for pid in one.service.workers():
+        os.kill(pid, signal.SIGKILL)
+    assert await screen.ended() is not None
+    one.service.wait("worker ready", 4)
+    again = await Screen.dial(one, "lobby")  # type: ignore[arg-type]
+    assert await again.event("command") == first
+    await asking
+    await again.leave()
+
+
+async def test_a_command_survives_the_death_of_a_node(twins: list[Twin]) -> None:
     one, other = twins
     screen = await Screen.dial(one, "lobby", acks=False)  # type: ignore[arg-type]
     asking = asyncio.create_task(
