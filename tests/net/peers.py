@@ -58,6 +58,17 @@ async def until(condition: Callable[[], T]) -> T:
         return answer
 
 
+async def settles(value: Callable[[], T]) -> T:
+    """The value, when it has not changed for a tenth of a second: what was going on has come to a halt."""
+    last, same = value(), 0
+    async with asyncio.timeout(PATIENCE):
+        while same < 20:
+            await asyncio.sleep(0.005)
+            now = value()
+            last, same = now, same + 1 if now == last else 0
+    return last
+
+
 class Client:
     """A connection of the `websockets` library."""
 

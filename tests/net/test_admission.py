@@ -6,6 +6,7 @@ from typing import Any
 
 import jwt
 import pytest
+import redis
 
 from tests.net.peers import (
     DEVICE_SECRET,
@@ -252,11 +253,15 @@ class TestLimits:
             await dial(node.port, token)
         assert node.counter("ws_connections_total", "acme", "connected") == 40
 
-    async def test_who_is_refused_takes_no_place(self, opened: Open) -> None:
+    async def test_who_is_refused_takes_no_place(self, redis_url: str, opened: Open) -> None:
         node = await opened(limits={"max_connections": 2, "connections_per_address": 2})
         for _ in range(5):
             assert (await refusal(node.port, "nonsense"))[0] == 401
             assert (await refusal(node.port, user_token(), origin=PAGE))[0] == 403
+        with redis.Redis.from_url(redis_url) as client:
+            client.set("vz:{d:screen-9}:revoked", "1")
+        for _ in range(5):
+            assert (await refusal(node.port, device_token("screen-9")))[0] == 403
         for number in range(2):
             await dial_device(node.port, f"screen-{number}")
 

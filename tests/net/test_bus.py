@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,16 +125,18 @@ async def test_it_listens_again_after_a_cut(redis_url: str, client: Any, proxy: 
         await until(lambda number=number: {"number": number} in here.heard)  # type: ignore[misc]
 
 
-async def test_it_listens_when_redis_comes_later(tmp_path: Any, ears: Make) -> None:
-    settings = config.Redis(reconnect_max_seconds=0.05)
-    url = f"unix://{tmp_path}/none.sock"
-    store = Store(settings, url, Metrics(config.Metrics()), name="test")
-    lonely = Bus(settings, url, "node", 0, store, lambda bell: None)
-    lonely.start()
-    await asyncio.sleep(0)
-    lonely.ring("node", 1, {"look": 1})  # lost, and no fault
-    await lonely.close()
-    await store.close(0.1)
+async def test_it_listens_when_redis_comes_later(
+    redis_url: str, client: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    later = tmp_path / "valkey.sock"
+    here = Ears(f"unix://{later}")
+    here.bus.start()
+    here.bus.ring("node", 0, {"look": 1})  # lost, and no fault
+    await asyncio.sleep(0.05)
+    later.symlink_to(redis_url.removeprefix("unix://"))
+    await listening(client, here)
+    assert "error" not in capfd.readouterr().err
+    await here.close()
 
 
 async def test_a_connection_that_leads_nowhere_is_left(

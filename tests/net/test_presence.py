@@ -633,7 +633,10 @@ class TestRedisAway:
         await settled(client)
 
     @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-    async def test_of_two_that_nobody_knew_the_later_wins(self, two: Two, books: Books, order: tuple[int, int]) -> None:
+    async def test_of_two_that_nobody_knew_the_later_wins(
+        self, two: Two, books: Books, order: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(presence, "AGAIN", 60.0)  # by doorbell, not by looking
         await two.start(stores=False)
         older = await dial_device(two.a.port, "screen-1")
         newer = await dial_device(two.b.port, "screen-1")
