@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -33,7 +34,7 @@ class TestEntry:
         assert events == {"reload": "command", "playlist": "playlist:update", "token": "token:refresh"}
 
     def test_types_are_those_of_the_schema_and_of_the_metrics(self) -> None:
-        assert set(bodies.Type.__args__) == set(commands.TYPES)
+        assert set(get_args(bodies.Type)) == set(commands.TYPES)
         assert COMMAND.values is not None
         assert set(COMMAND.values) == {*commands.TYPES, commands.PLAYLIST, "unknown"}
 
