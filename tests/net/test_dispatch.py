@@ -342,6 +342,7 @@ async def test_peers_make_no_series(opened: Open) -> None:
     node = await opened(limits={"messages_per_minute": 0})
     screen = await dial_device(node.port, "screen-1")
     await screen.ask("dance")
+    node.gateway.state.devices["screen-1"].owner_checked = 0
     await screen.heartbeat(battery=1)
     # The first status was written and the owner renewed: every operation of this test has its series.
     await until(lambda: node.counter("redis_operations_total", "eval_renew", "ok"))

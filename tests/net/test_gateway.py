@@ -316,7 +316,8 @@ class TestDrain:
                 assert await client.ended() == 1012
             assert await stopping == 0
 
-    async def test_who_does_not_leave_is_left(self, redis_url: str) -> None:
+    async def test_who_does_not_leave_is_left(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vizora_rt.net.connection.CLOSE_SECONDS", 600.0)
         async with running(redis_url) as node:
             client = await dial_device(node.port, "screen-1")
             client.connection.transport.pause_reading()
@@ -355,6 +356,8 @@ class TestFigures:
         await client.ask("heartbeat", "x")
         assert self.rows(node) == [["screen-1", "acme", 1, 30.0, None, 3, 1]]
         assert self.rows(node) == []
+        await client.heartbeat()
+        assert self.rows(node) == [["screen-1", "acme", 1, None, None, 1, 0]]
 
     async def test_rows_come_in_chunks(self, node: Node) -> None:
         for number in range(7):
