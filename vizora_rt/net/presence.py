@@ -213,10 +213,11 @@ class Presence:
         interval = config.player.heartbeat_interval
         self._interval_ms = interval
         self._check_every_ms = interval * 9 // 10
-        self._ttl = b"%d" % max(60, 4 * interval // 1000)
+        self._ttl = max(60, 4 * interval // 1000)
         self._absent_after = config.presence.offline_after_seconds
         self._tick = config.presence.write_within_ms / 10_000
         self._ages: deque[list[Device]] = deque()
+        self._news: list[Device] = []
         self._armed = False
         self._unowned: dict[Device, None] = {}
         self._confirming = False
@@ -306,14 +307,16 @@ class Presence:
             return
         self._supersede(device, claim.owner)
         device.last_heartbeat = max(device.last_heartbeat, claim.last_heartbeat)
-        device.listed = claim.connected // 1000
+        device.listed = device.owner_checked = claim.connected // 1000
         before, since = _status(claim.before)
         device.status, device.reason = self._state.expected(device.organization_id)
         if device.status != claim.status:
             # What is known of its organisation came with the claim.
             self._state.change(device, device.status, device.reason, device.listed)
         elif before != device.status:
-            self.on_change(device)
+            # Told at the next tick: its two commands are no part of the write that the handshake waits for.
+            self._news.append(device)
+            self.on_dirty()
         if before == "offline":
             self.on_return(device, since)
 
@@ -414,6 +417,7 @@ class Presence:
             self.on_distrust()
             self._on_up()
             return
+        self._tell_news()
         self._ages.append(self._state.dirty)
         self._state.dirty = []
         if len(self._ages) >= AGES:
@@ -423,11 +427,20 @@ class Presence:
             else:
                 due = self._ages.popleft()
             self._write(due)
-        if any(self._ages) or self._state.dirty:
+        if any(self._ages) or self._state.dirty or self._news:
             self._loop.call_later(0 if len(self._ages) >= AGES else self._tick, self._on_tick)
         else:
             self._ages.clear()
             self._armed = False
+
+    def _tell_news(self) -> None:
+        """Of devices that connected; one whose status is another by now is told of when that is written."""
+        for device in self._news[:WRITES_A_TURN]:
+            if not device.owned:
+                self._state.changed[device] = None  # once it is confirmed
+            elif device not in self._state.changed:
+                self.on_change(device)
+        del self._news[:WRITES_A_TURN]
 
     def _write(self, due: list[Device]) -> None:
         now = time.time_ns() // 1_000_000
@@ -438,7 +451,7 @@ class Presence:
                 continue
             key = _key(device.id.encode(), b"status")
             value = self._describe(device)
-            if not submit("set", resp.pack(b"SET", key, value, b"EX", self._ttl), None):
+            if not submit("set", resp.pack_set(key, value, self._ttl), None):
                 self._state.touch(device)
                 continue
             if device in changed:
