@@ -307,7 +307,7 @@ class Presence:
             return
         self._supersede(device, claim.owner)
         device.last_heartbeat = max(device.last_heartbeat, claim.last_heartbeat)
-        device.listed = device.owner_checked = claim.connected // 1000
+        device.listed = claim.connected // 1000
         before, since = _status(claim.before)
         device.status, device.reason = self._state.expected(device.organization_id)
         if device.status != claim.status:
