@@ -105,9 +105,19 @@ class TestLeave:
         state = State(Bells())
         device = connect(state, peer := Screen("lobby-1"))
         assert state.disconnect(device, peer, "silent")
-        assert (device.peer, device.reason, device.status) == (None, "silent", "online")
+        assert (device.peer, device.left, device.status) == (None, "silent", "online")
         assert not state.disconnect(device, peer, "again")
-        assert device.reason == "silent"
+        assert device.left == "silent"
+
+    def test_why_it_left_is_not_why_it_changed(self) -> None:
+        """A change that nobody has been told of yet keeps its reason."""
+        state = State(Bells())
+        device = connect(state, peer := Screen("lobby-1"))
+        state.change(device, "online", "heartbeat", 5000)
+        state.disconnect(device, peer, "silent")
+        assert (device.status, device.reason) == ("online", "heartbeat")
+        state.offline(device, 9000)
+        assert (device.status, device.reason) == ("offline", "silent")
 
     def test_offline(self) -> None:
         state = State(Bells())

@@ -43,6 +43,7 @@ class Device:
 
     `epoch` fences writers in Redis, 0 before the store gave one. Nothing is written while the device is not `owned`:
     after Redis was away another worker may have it. `connected` is in microseconds, to tell two newcomers apart.
+    `left` is why its last connection ended: the reason once it is offline. Until then what it was may still be told.
     `missing` counts the plays that it numbered and that had not come when it last sent one.
     `playlist_version` is that of the stored playlist, as far as this worker knows.
     """
@@ -57,6 +58,7 @@ class Device:
         "heartbeats_ok",
         "id",
         "last_heartbeat",
+        "left",
         "listed",
         "missing",
         "organization_id",
@@ -81,6 +83,7 @@ class Device:
         self.connected = 0
         self.status: Status = "offline"
         self.reason = ""
+        self.left = ""
         self.since = 0
         self.last_heartbeat = 0
         self.heartbeat: Heartbeat | None = None
@@ -150,13 +153,13 @@ class State:
         if device.peer is not peer:
             return False
         device.peer = None
-        device.reason = reason
+        device.left = reason
         return True
 
     def offline(self, device: Device, now: int) -> None:
         """The device did not come back in time."""
         if device.status != "revoked":
-            device.status = "offline"
+            device.status, device.reason = "offline", device.left
         device.since = max(now, device.since + 1)
         device.heartbeat = None
         self.changed.pop(device, None)
