@@ -312,8 +312,11 @@ async def test_thousands_come_back_at_once_while_a_dashboard_watches(
         print(f"{count} devices: {per_device[count]:.2f} operations each, {time.monotonic() - started:.1f} s")
         for wire in wires:
             await wire.close()
+    # The claim with what its script calls is 9, listing 1, telling dashboards and backends 2; half of them come to
+    # another worker than before and have its bell rung; a sweep that passes by looks at each once.
+    for count, operations_each in per_device.items():
+        assert 12 <= operations_each <= 14.5, count
     assert per_device[5000] < 1.2 * per_device[1000]
-    assert per_device[5000] < 12
 
 
 def operations(client: Any) -> int:
