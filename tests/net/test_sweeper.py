@@ -58,6 +58,13 @@ class Pair:
         self._stack.push_async_callback(worker.stop)
         return worker
 
+    async def tried(self) -> None:
+        """Both have tried for the lease some more times."""
+        workers = (self.alive, self.other)
+        tries = [partial(worker.counter, "redis_operations_total", "eval_lease", "ok") for worker in workers]
+        before = [count() for count in tries]
+        await until(lambda: all(count() > start + 3 for count, start in zip(tries, before, strict=True)))
+
     def kill(self) -> None:
         """What a SIGKILL leaves: connections end, and nothing more is written."""
         self.gate.away()
@@ -90,13 +97,46 @@ async def test_one_at_a_time_sweeps(pair: Pair, client: Any) -> None:
     await pair.start()
     await until(lambda: client.get("vz:lease:sweeper"))
     holder = client.get("vz:lease:sweeper")
-    tries = [
-        partial(worker.counter, "redis_operations_total", "eval_lease", "ok") for worker in (pair.alive, pair.other)
-    ]
-    before = [count() for count in tries]
-    await until(lambda: all(count() > start + 3 for count, start in zip(tries, before, strict=True)))
+    await pair.tried()
     assert client.get("vz:lease:sweeper") == holder
     assert 0 < client.pttl("vz:lease:sweeper") <= 300
+
+
+async def test_without_the_lease_nobody_sweeps(pair: Pair, client: Any) -> None:
+    await pair.start()
+    await until(lambda: client.get("vz:lease:sweeper"))
+    client.set("vz:lease:sweeper", "elsewhere 0", px=60_000)
+    client.zadd("vz:nodes", {"dead 0": 1})
+    await pair.tried()
+    assert client.get("vz:lease:sweeper") == "elsewhere 0"
+    assert client.zscore("vz:nodes", "dead 0") == 1
+    client.delete("vz:lease:sweeper")
+    await until(lambda: client.zscore("vz:nodes", "dead 0") is None)
+
+
+async def test_who_comes_back_while_it_is_swept_stays_online(
+    pair: Pair, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the owner and the script that marks."""
+    await pair.start()
+    await dial_device(pair.other.port, "lobby-1")
+    assert await status(pair.ann) == ("lobby-1", "online", "connected")
+    mark = sweeper.Sweeper._mark
+    marked: list[bool] = []
+    back: list[Client] = []
+
+    async def late(self: sweeper.Sweeper, organization: str, device: str, owner: bytes, seen: int) -> bool:
+        back.append(await dial_device(pair.alive.port, device))
+        marked.append(await mark(self, organization, device, owner, seen))
+        return marked[-1]
+
+    monkeypatch.setattr(sweeper.Sweeper, "_mark", late)
+    pair.kill()
+    await until(lambda: client.zcard("vz:nodes") == 1)
+    assert marked == [False]
+    assert read(client, "lobby-1")["status"] == "online"
+    assert client.get("vz:{d:lobby-1}:owner") is not None
+    await silent(pair.ann, *back)
 
 
 async def test_devices_of_a_dead_worker_go_offline_once(pair: Pair, client: Any) -> None:
