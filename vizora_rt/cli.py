@@ -20,7 +20,7 @@ from vizora_rt.config import Config
 from vizora_rt.errors import StartupError, UnavailableError
 from vizora_rt.net import devices, embedded, link, readers
 from vizora_rt.net.screen import Screen
-from vizora_rt.ops import alerts, drill, files
+from vizora_rt.ops import alerts, files
 from vizora_rt.supervisor import VERSION, Supervisor
 from vizora_rt.wire import messages
 
@@ -499,23 +499,6 @@ def ops_dashboards(write: bool) -> None:
     Example: vizora-rt ops dashboards --write
     """
     _give(files.dashboard_files(), write)
-
-
-OPS_OPTION = click.option(
-    "--ops", "folder", default="ops", show_default=True, type=click.Path(path_type=Path), help="The checkout's ops/."
-)
-
-
-@operate.command("drill")
-@click.argument("names", metavar="[ALERT]...", nargs=-1)
-@OPS_OPTION
-def ops_drill(names: tuple[str, ...], folder: Path) -> None:
-    """Do each alert's fault to a gateway of its own; see the alert fire, arrive and resolve. All take ten minutes.
-
-    Example: vizora-rt ops drill RedisDown ServiceDown
-    """
-    results = asyncio.run(drill.run(names, folder, click.echo))
-    click.echo(f"{len(results)} alerts fired, arrived and resolved")
 
 
 def _give(made: files.Files, write: bool) -> None:
