@@ -200,6 +200,11 @@ class TestRefusals:
             ("[sentry]\ntraces_sample_rate = 1.1", "config.toml:2: sentry.traces_sample_rate: expected `float` <= 1.0"),
             ("[logging]\nlevel = 'debug'", "config.toml:2: logging.level: invalid enum value 'debug'"),
             ("[redis]\nurl = 'http://h'", "redis.url: must begin with redis:// or unix://"),
+            (
+                "[auth]\nrefresh = true\nalgorithm = 'ES256'",
+                "auth.refresh: needs auth.algorithm HS256: with ES256 only the holder of the private key can make "
+                "tokens",
+            ),
         ],
     )
     def test_file(self, text: str, line: str) -> None:
@@ -409,7 +414,7 @@ class TestAnything:
         try:
             loaded = config.load(None, environ)
         except ConfigError as error:
-            assert str(error).startswith(("environment: ", "configuration", "limits.", "redis.url: "))
+            assert str(error).startswith(("environment: ", "configuration", "limits.", "redis.url: ", "auth.refresh: "))
         else:
             assert isinstance(loaded, Config)
 

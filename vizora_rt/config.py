@@ -98,6 +98,7 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True):
     fail_open_devices: bool = True
     fail_open_dashboards: bool = False
     cache_entries: NotNegative = 20_000
+    refresh: bool = False
     cors_origins: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -375,3 +376,8 @@ def _check(config: Config) -> None:
         )
     if config.redis.url and not re.match(r"(rediss?|valkey|unix)://", config.redis.url):
         raise ConfigError("redis.url: must begin with redis:// or unix://")
+    if config.auth.refresh and config.auth.algorithm != "HS256":
+        raise ConfigError(
+            f"auth.refresh: needs auth.algorithm HS256: with {config.auth.algorithm} only the holder of the private "
+            "key can make tokens"
+        )

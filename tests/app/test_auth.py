@@ -8,7 +8,7 @@ import json
 import string
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import jwt
 import msgspec
@@ -26,6 +26,7 @@ from vizora_rt.app.auth import (
     mint_device,
     mint_user,
     offered_subprotocols,
+    renew,
     token_of,
     valid_id,
 )
@@ -761,3 +762,43 @@ class TestMint:
             mint_device(Auth(device_jwt_secret=secret), "lobby-1", "acme", NOW, 60)
         with pytest.raises(ConfigError, match="the secret cannot be a key for HS256"):
             mint_user(Auth(jwt_secret=secret), "alice", "acme", NOW, 60)
+
+
+class TestRenew:
+    CLAIMS: ClassVar = {"sub": "lobby-1", "organizationId": "acme", "type": "device"}
+
+    def old(self, **claims: Any) -> Identity:
+        return accepted(jwt.encode({**self.CLAIMS, **claims}, DEVICE_SECRET, "HS256"))
+
+    def claims(self, text: str) -> dict[str, Any]:
+        options: Any = {"verify_exp": False, "verify_iat": False}
+        found: dict[str, Any] = jwt.decode(text, DEVICE_SECRET, algorithms=["HS256"], options=options)
+        return found
+
+    def test_the_same_claims_and_as_long_a_life(self) -> None:
+        kept = {"jti": "t1", "deviceIdentifier": "00:1b:44:11:3a:b7"}
+        text, identity = renew(KEYS, self.old(**kept, iat=NOW - 500, exp=NOW + 100), NOW)
+        assert self.claims(text) == {**self.CLAIMS, **kept, "iat": NOW, "exp": NOW + 600}
+        found = accepted(text)
+        for name in Identity.__slots__:
+            assert getattr(found, name) == getattr(identity, name), name
+
+    @pytest.mark.parametrize("issued", [{}, {"iat": NOW + 100}, {"iat": NOW + 101}])
+    def test_who_does_not_say_how_long_it_lived_gets_90_days(self, issued: dict[str, int]) -> None:
+        text, _ = renew(KEYS, self.old(**issued, exp=NOW + 100), NOW)
+        assert self.claims(text)["exp"] == NOW + 90 * 86_400
+
+    def test_no_claim_is_made_up(self) -> None:
+        text, _ = renew(KEYS, self.old(exp=NOW + 100), NOW)
+        assert self.claims(text).keys() == {*self.CLAIMS, "iat", "exp"}
+
+    @pytest.mark.parametrize("identifier", [7, None, "x" * 129, ["a"], {}])
+    def test_an_identifier_that_is_none_is_left_out(self, identifier: Any) -> None:
+        text, _ = renew(KEYS, self.old(deviceIdentifier=identifier, exp=NOW + 100), NOW)
+        assert "deviceIdentifier" not in self.claims(text)
+
+    def test_one_of_the_secret_before_is_followed_by_one_of_the_secret_now(self) -> None:
+        keys = Auth(device_jwt_secret=DEVICE_SECRET, device_jwt_secret_previous="p" * 40)
+        old = Verifier(keys).verify(jwt.encode({**self.CLAIMS, "exp": NOW + 100}, "p" * 40, "HS256"), NOW)
+        assert isinstance(old, Identity)
+        assert accepted(renew(keys, old, NOW)[0]).id == "lobby-1"

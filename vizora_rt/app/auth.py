@@ -30,21 +30,40 @@ _COMPACT = re.compile(r"([\w-]++)\.([\w-]++)\.([\w-]++)", re.ASCII)  # RFC 7515 
 MAX_TOKEN = 8192
 """Characters of a token; a signed token of this platform has about 300."""
 
+MAX_IDENTIFIER = 128
+"""Characters of a `deviceIdentifier`, a hardware id, that a connection keeps."""
+
+DEFAULT_LIFE = 90 * 86_400
+"""Seconds, of a token that follows one which did not say how long it lived: what `vizora-rt token device` gives."""
+
 Kind = Literal["device", "dashboard"]
 
 
 class Identity:
-    """Whose connection it is. `expires` and `issued` are seconds since the epoch, 0 when the token has none."""
+    """Whose connection it is. `expires` and `issued` are seconds since the epoch, 0 when the token has none.
 
-    __slots__ = ("expires", "id", "issued", "jti", "kind", "organization_id")
+    `identifier` is the claim `deviceIdentifier`, kept for the token that may follow this one.
+    """
 
-    def __init__(self, kind: Kind, id: str, organization_id: str, jti: str, issued: float, expires: float) -> None:  # noqa: A002
+    __slots__ = ("expires", "id", "identifier", "issued", "jti", "kind", "organization_id")
+
+    def __init__(
+        self,
+        kind: Kind,
+        id: str,  # noqa: A002
+        organization_id: str,
+        jti: str,
+        issued: float,
+        expires: float,
+        identifier: str = "",
+    ) -> None:
         self.kind: Kind = kind
         self.id = id
         self.organization_id = organization_id
         self.jti = jti
         self.issued = issued
         self.expires = expires
+        self.identifier = identifier
 
 
 class Verifier:
@@ -126,7 +145,11 @@ class Verifier:
             return AUTH_INVALID
         # One string object for all screens of an organisation: 20,000 connections share it.
         organization = self._organizations.setdefault(organization, organization)
-        return Identity("device" if is_device else "dashboard", subject, organization, jti, issued, expires)
+        if not is_device:
+            return Identity("dashboard", subject, organization, jti, issued, expires)
+        identifier = claims.get("deviceIdentifier")
+        kept = identifier if isinstance(identifier, str) and len(identifier) <= MAX_IDENTIFIER else ""
+        return Identity("device", subject, organization, jti, issued, expires, kept)
 
 
 def fingerprint(token: str) -> bytes:
@@ -186,6 +209,20 @@ def mint_device(config: Auth, device: str, organization: str, now: int, ttl: int
     """A device token as the backend makes them; `ttl` in seconds."""
     claims = {"sub": device, "organizationId": organization, "type": "device", "jti": secrets.token_hex(8)}
     return _mint(config, config.device_jwt_secret, claims, now, ttl)
+
+
+def renew(config: Auth, identity: Identity, now: int) -> tuple[str, Identity]:
+    """A device token that follows another: the same claims, as long a life, from now on; and whose it is.
+
+    It has the `jti` of the one before, since that is the name by which a backend that knows of no other token revokes.
+    """
+    life = int(identity.expires - identity.issued) if 0 < identity.issued < identity.expires else DEFAULT_LIFE
+    claims = {"sub": identity.id, "organizationId": identity.organization_id, "type": "device"}
+    optional = {"jti": identity.jti, "deviceIdentifier": identity.identifier}
+    claims |= {name: value for name, value in optional.items() if value}
+    token = _mint(config, config.device_jwt_secret, claims, now, life)
+    of = (identity.id, identity.organization_id, identity.jti, now, now + life, identity.identifier)
+    return token, Identity("device", *of)
 
 
 def mint_user(config: Auth, user: str, organization: str, now: int, ttl: int, email: str = "") -> str:

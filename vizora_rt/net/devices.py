@@ -19,7 +19,7 @@ MOST_A_PAGE: Final = 500
 
 Replies = list[Any]
 
-ERASED: Final = ("status", "owner", "ledger", "playlist", "errors")
+ERASED: Final = ("status", "owner", "ledger", "playlist", "errors", "refreshed")
 """All but the revocation: who is locked out stays so, whatever is known of it."""
 
 

@@ -33,6 +33,7 @@ from vizora_rt.net.notices import Notices
 from vizora_rt.net.orders import Orders
 from vizora_rt.net.plays import Backlog, Partitions
 from vizora_rt.net.presence import Claim, Presence
+from vizora_rt.net.refresh import Refresher
 from vizora_rt.net.sessions import Sessions
 from vizora_rt.net.store import Store
 from vizora_rt.net.sweeper import Sweeper
@@ -87,6 +88,8 @@ class Gateway:
         self._admission = Admission(config, metrics, wheel, self._presence)
         self.plays = Plays(config.plays)
         Partitions(config.plays, self.plays, store)
+        if config.auth.refresh:
+            Refresher(config.auth, metrics, self.state, store, wheel)
         if worker == 0:
             Backlog(metrics, self.plays, store, wheel)
         handlers = Handlers(self.state, config.player)
