@@ -50,7 +50,13 @@ def command() -> None:
 @click.option("--seconds", default=5.0, type=click.FloatRange(0, min_open=True), help="How long to measure.")
 @click.option("--warmup", default=2.0, type=click.FloatRange(0), help="Seconds of load before that.")
 @click.option("--ramp", default=2000.0, type=click.FloatRange(0, min_open=True), help="Connects a second.")
-@click.option("--url", "endpoint", default="ws://127.0.0.1:3001/ws", callback=url, help="Where to connect.")
+@click.option(
+    "--url",
+    "endpoint",
+    default="ws://127.0.0.1:3001/ws",
+    callback=url,
+    help="Where; Socket.IO at /socket.io/?EIO=4&transport=websocket.",
+)
 @click.option("--secret-env", default="DEVICE_JWT_SECRET", help="Variable with the secret that makes tokens.")
 @click.option(
     "--tokens", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Tokens, one a line."

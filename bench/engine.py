@@ -20,7 +20,8 @@ from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 
 from vizora_rt.net.dial import Ending, Endpoint, Handshake
 from vizora_rt.wire.frames import CLOSE, PING, PONG, TEXT, close_payload, encode_masked, parse_close, parse_frame
-from vizora_rt.wire.messages import JSONError, loads
+from vizora_rt.wire.messages import JSONError, dumps, loads
+from vizora_rt.wire.socketio import PATHS
 
 Progress = Callable[[str, float], None]
 """Is told the phase and which share of it is over."""
@@ -92,12 +93,12 @@ class Tally:
             self.accepted += 1
             return
         try:
-            body = loads(payload)["data"]
+            body = loads(payload[payload.index(b"[") :])[0] if payload[:2] == b"43" else loads(payload)["data"]
             if body["success"] is True:
                 self.accepted += 1
             else:
                 self.refused[str(body["code"])] += 1
-        except (JSONError, LookupError, TypeError):
+        except (JSONError, LookupError, TypeError, ValueError):
             self.refused["not an ack of ours"] += 1
 
     @property
@@ -116,11 +117,13 @@ class Pace(Protocol):
 class Connection(asyncio.Protocol):
     """One device."""
 
-    __slots__ = ("_buffer", "_engine", "_handshake", "_sent", "_transport", "gone", "settled")
+    __slots__ = ("_buffer", "_engine", "_handshake", "_hello", "_sent", "_transport", "gone", "settled")
 
-    def __init__(self, engine: "Engine", handshake: Handshake) -> None:
+    def __init__(self, engine: "Engine", handshake: Handshake, hello: bytes = b"") -> None:
+        """`hello` is a Socket.IO client's CONNECT packet: it is settled when that is answered."""
         self._engine = engine
         self._handshake: Handshake | None = handshake
+        self._hello = hello
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._sent: deque[int] = deque()
@@ -161,11 +164,15 @@ class Connection(asyncio.Protocol):
                 self._end(opened)
                 return
             self._handshake, data = None, opened
-            self.settled.set_result(None)
+            if not self._hello:
+                self.settled.set_result(None)
+            elif self._transport is not None:
+                self._transport.write(encode_masked(TEXT, self._hello, os.urandom(4)))
         if self._buffer:
             data = self._buffer + data
         now = perf_counter_ns()
         engine, pos, acks = self._engine, 0, 0
+        mark, within = (b"43", 2) if self._hello else (b'"ack"', 24)
         while True:
             frame = parse_frame(data, pos, 0, False)
             if type(frame) is not tuple:
@@ -173,11 +180,11 @@ class Connection(asyncio.Protocol):
             opcode, _, payload, pos = frame
             if opcode != TEXT:
                 self._control(opcode, payload)
-            elif payload.find(b'"ack"', 0, 24) > 0 and self._sent:
+            elif payload.find(mark, 0, within) >= 0 and self._sent:
                 acks += 1
                 engine.tally.ack(payload, self._sent.popleft(), now)
             else:
-                engine.tally.other += 1
+                self._other(payload)
         self._buffer = data[pos:]
         if frame is not None:
             self._end(Ending("protocol error of the server"))
@@ -187,6 +194,17 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(Ending("connection lost"))
         self.gone.set_result(None)
+
+    def _other(self, payload: bytes) -> None:
+        """No ack: an event, or in Socket.IO the handshake and pings."""
+        self._engine.tally.other += 1
+        if self._hello:
+            if payload == b"2" and self._transport is not None:
+                self._transport.write(encode_masked(TEXT, b"3", os.urandom(4)))
+            elif payload[:2] == b"40" and not self.settled.done():
+                self.settled.set_result(None)
+            elif payload[:2] == b"44":
+                self._end(Ending(refusal(payload)))
 
     def _control(self, opcode: int, payload: bytes) -> None:
         if opcode == PING and self._transport is not None:
@@ -204,6 +222,20 @@ class Connection(asyncio.Protocol):
                 self.settled.set_result(ending)
 
 
+def refusal(packet: bytes) -> str:
+    """The code in a CONNECT_ERROR, else its message: `44{"message":"auth_invalid","data":{"code":"AUTH_INVALID"}}`."""
+    try:
+        error = loads(packet[2:])
+        return str((error.get("data") or {}).get("code") or error["message"])
+    except (JSONError, LookupError, TypeError, AttributeError):
+        return "refused"
+
+
+def is_socketio(endpoint: Endpoint) -> bool:
+    """Whether Socket.IO is spoken there: its path says so."""
+    return endpoint.target.partition("?")[0] in PATHS
+
+
 class Engine:
     """The connections of a run."""
 
@@ -214,6 +246,7 @@ class Engine:
         self.failed: Counter[str] = Counter()
         self.connections: list[Connection] = []
         self._endpoint = endpoint
+        self.socketio = is_socketio(endpoint)
 
     async def connect(self, tokens: Sequence[str], ramp: float, progress: Progress) -> None:
         """Open a connection for each token, `ramp` a second, and wait until each is open or has failed."""
@@ -224,7 +257,9 @@ class Engine:
             if (ahead := due - perf_counter_ns()) > 0:
                 progress("connecting", number / len(tokens))
                 await asyncio.sleep(ahead / 1e9)
-            tasks.append(asyncio.create_task(self._open(Connection(self, Handshake(self._endpoint, token)), due)))
+            hello = b"40" + dumps({"token": token}) if self.socketio else b""
+            connection = Connection(self, Handshake(self._endpoint, token), hello)
+            tasks.append(asyncio.create_task(self._open(connection, due)))
         await asyncio.wait(tasks)
 
     async def _open(self, connection: Connection, due: int) -> None:

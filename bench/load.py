@@ -9,12 +9,13 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench import server
-from bench.engine import ClosedLoop, Engine, OpenLoop, Progress, Quantiles, undisturbed
+from bench.engine import ClosedLoop, Engine, OpenLoop, Progress, Quantiles, is_socketio, undisturbed
 from vizora_rt.net.dial import Endpoint
+from vizora_rt.wire import socketio
 from vizora_rt.wire.frames import TEXT, encode_masked
 from vizora_rt.wire.messages import dumps, encode
 
@@ -102,7 +103,7 @@ class NothingConnectedError(Exception):
         self.failed = failed
 
 
-def heartbeats(count: int = HEARTBEATS) -> list[bytes]:
+def heartbeats(count: int = HEARTBEATS, encode: Callable[[str, bytes, int | None], bytes] = encode) -> list[bytes]:
     """Frames of heartbeats as a playing screen sends them, no two alike."""
     frames = []
     for number in range(count):
@@ -128,7 +129,7 @@ def heartbeats(count: int = HEARTBEATS) -> list[bytes]:
 
 
 async def run(plan: Plan, progress: Progress) -> Result:
-    frames = heartbeats()
+    frames = heartbeats(encode=socketio.encode if is_socketio(plan.endpoint) else encode)
     engine = Engine(
         plan.endpoint, ClosedLoop(frames, plan.in_flight) if plan.rate is None else OpenLoop(frames, plan.rate)
     )

@@ -23,10 +23,12 @@ from websockets.http11 import Request, Response
 from bench import engine, load, report, server, tokens
 from tests.service import Service
 from vizora_rt.net.dial import parse_url
+from vizora_rt.wire import socketio
 from vizora_rt.wire.frames import TEXT, parse_frame
 from vizora_rt.wire.messages import Heartbeat, decode, validate
 
 SECRET = "0123456789abcdef0123456789abcdef"
+SOCKETIO = "/socket.io/?EIO=4&transport=websocket"
 ACK = {"success": True, "data": {"commands": []}, "timestamp": "2026-11-23T04:00:00.000Z"}
 LIMITED = {"success": False, "code": "RATE_LIMITED", "error": "rate_limited", "retryable": True}
 DROPPED = {"success": False, "code": "AUTH_INVALID", "message": "auth_invalid", "retryable": False}
@@ -137,12 +139,19 @@ class TestLoad:
         assert result["generator"]["lateness"] is None
 
     def test_the_service(self, tmp_path: Path) -> None:
+        """In both dialects."""
         env = {"DEVICE_JWT_SECRET": SECRET, "VIZORA_LIMITS__MESSAGES_PER_MINUTE": "0"}
         with Service(tmp_path, env, workers=1) as service:
             service.start()
-            result = figures(bench("--url", f"ws://127.0.0.1:{service.port}/ws", "--json", "--inflight", "4"))
-        assert (result["connects"]["opened"], result["messages"]["lost"]) == (20, 0)
-        assert result["server"]["processes"] == 2
+            here = f"ws://127.0.0.1:{service.port}"
+            for target in ("/ws", SOCKETIO):
+                result = figures(bench("--url", here + target, "--json", "--inflight", "4"))
+                assert (result["connects"]["opened"], result["messages"]["lost"]) == (20, 0)
+                assert result["messages"]["answered"] >= 20
+                assert result["server"]["processes"] == 2
+            done = bench("--url", here + SOCKETIO, secret="another secret of thirty-two bytes")
+        assert done.returncode == 1
+        assert done.stderr.startswith("nothing connected: 20 AUTH_INVALID (the server has another DEVICE_JWT_SECRET)")
 
     def test_open_loop_sends_what_was_asked_for(self) -> None:
         with server_thread(acking()) as url:
@@ -250,6 +259,44 @@ class TestEngine:
         assert latencies.total >= 95
         assert latencies.longest >= 0.45
         assert latencies.p90 >= 0.35
+
+    async def test_socketio(self) -> None:
+        """Connected when its CONNECT packet is answered; pings are answered, and acks counted as in the native one."""
+        heard: list[str] = []
+
+        async def handle(connection: ServerConnection) -> None:
+            await connection.send('0{"sid":"s"}')
+            heard.append(str(await connection.recv()))
+            await connection.send("2")
+            heard.append(str(await connection.recv()))
+            await connection.send('40{"sid":"s"}')
+            for body in ('{"success":true}', '{"success":false,"code":"RATE_LIMITED"}'):
+                await connection.recv()
+                await connection.send(f"431[{body}]")
+            await connection.close()
+
+        async with asyncio.timeout(20), serving(handle) as url:
+            endpoint = parse_url(url.removesuffix("/ws") + SOCKETIO)
+            run = engine.Engine(endpoint, engine.ClosedLoop(load.heartbeats(2, socketio.encode), 1))
+            await run.connect(["t"], 1000.0, lambda phase, share: None)
+            run.pace.start(run)
+            while not run.tally.closed:
+                await asyncio.sleep(0)
+        assert heard == ['40{"token":"t"}', "3"]
+        assert (run.tally.accepted, run.tally.refused) == (1, {"RATE_LIMITED": 1})
+
+    @pytest.mark.parametrize(
+        ("packet", "code"),
+        [
+            (b'44{"message":"auth_expired","data":{"code":"AUTH_EXPIRED"}}', "AUTH_EXPIRED"),
+            (b'44{"message":"no"}', "no"),
+            (b"44{}", "refused"),
+            (b"44[]", "refused"),
+            (b"44", "refused"),
+        ],
+    )
+    def test_refusals_of_socketio(self, packet: bytes, code: str) -> None:
+        assert engine.refusal(packet) == code
 
     async def test_pings_are_answered(self) -> None:
         pings: list[float] = []

@@ -22,6 +22,8 @@ from msgspec import Meta, Struct
 from vizora_rt.errors import BAD_MESSAGE, BINARY_FRAME, Close, Refusal
 
 JSONError = orjson.JSONDecodeError
+loads: Final = orjson.loads
+"""JSON as objects. Raises JSONError; what peers sent goes through a dialect's `decode`, which does not."""
 
 MAX_ID = 2**53
 """The largest integer that every JSON implementation keeps exact (RFC 8259 section 6)."""
@@ -219,11 +221,6 @@ def bounded(value: Any, limit: int) -> bytes | None:
     except orjson.JSONEncodeError:
         return None
     return text if len(text) <= limit else None
-
-
-def loads(text: bytes | str) -> Any:
-    """JSON as objects. Raises JSONError: for what this service wrote itself; peers' text goes through `decode`."""
-    return orjson.loads(text)
 
 
 def decode(text: str) -> Envelope | Refusal:

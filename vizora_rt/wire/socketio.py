@@ -94,18 +94,19 @@ def _acks_deliveries(capabilities: Any) -> bool:
 
 def decode(text: str) -> Envelope | Aside:
     """A packet of a client that is connected."""
-    if not text.startswith("42"):
-        return _ack(text) if text.startswith("43") else _aside(text)
-    start = text.find("[", 2, 3 + MAX_DIGITS)
+    # Each way to cut a text was measured: `partition` costs less than `find` between bounds or `startswith`.
+    head = text.partition("[")[0]
     ack_id = None
-    if start != 2:
-        ack_id = _id(text[2:start]) if start > 2 else None
+    if head != "42":
+        if head[:2] != "42":
+            return _ack(text) if head[:2] == "43" else _aside(text)
+        ack_id = _id(head[2:])
         if ack_id is None:
             return _unreadable(text)
     try:
-        arguments = loads(text[start:])
+        arguments = loads(text[len(head) :])
     except JSONError:
-        arguments = mended(text[start:])
+        arguments = mended(text[len(head) :])
     if arguments.__class__ is not list or not arguments or arguments[0].__class__ is not str:
         return BAD_MESSAGE if ack_id is None else Refused(BAD_MESSAGE, ack_id)
     return arguments[0], ack_id, arguments[1] if len(arguments) > 1 else None
@@ -113,7 +114,7 @@ def decode(text: str) -> Envelope | Aside:
 
 def _id(digits: str) -> int | None:
     """An ack id; None when it is none."""
-    if len(digits) > MAX_DIGITS or not digits.isdigit() or not digits.isascii():
+    if len(digits) > MAX_DIGITS or not digits.isdecimal() or not digits.isascii():
         return None
     number = int(digits)
     return number if number <= MAX_ID else None
