@@ -4,7 +4,7 @@ A fault of a peer is a value, never an exception: `Close` ends a connection, `Re
 message. `StartupError` is for the operator: one line and an exit code.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Refusal:
     """A refusal of a request, a handshake or a message.
 
     `code` is the word on the wire and in metrics, `message` what a Socket.IO client reads, `status` the HTTP answer.
+    `retry_after`: seconds to stay away, one client's own, where that is known.
     """
 
     code: str
@@ -66,6 +67,7 @@ class Refusal:
     status: int
     retryable: bool = False
     report: bool = False
+    retry_after: int = field(default=0, compare=False)
 
 
 # Handshakes. Shipped players discard their pairing on some words, so a passing fault must never carry them.

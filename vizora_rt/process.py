@@ -126,14 +126,15 @@ class Process:
         if self._channel is not None:
             self._channel.send(message, raw)
 
-    def drain(self, seconds: float, within: float) -> None:
-        """Ask it to close its connections over `seconds` and end; it is killed after `within`."""
+    def drain(self, seconds: float, within: float, successor: bool = False) -> None:
+        """Ask it to close its connections over `seconds` and end; it is killed after `within`. `successor`: somebody
+        accepts on its socket already."""
         if self.state == "starting":
             self.kill()
         elif self.state != "hung":
             self.state = "draining"
             self.deadline = min(self.deadline, self._loop.time() + within)
-            self.send({"t": "drain", "seconds": seconds})
+            self.send({"t": "drain", "seconds": seconds, "successor": successor})
 
     def abort(self) -> None:
         """Its loop hangs: have it write all its stacks (faulthandler), and kill it if even that does not end it."""

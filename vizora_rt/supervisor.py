@@ -198,7 +198,7 @@ class Supervisor:
             old, slot.current, slot.successor = slot.current, process, None
             self._scrapes.totals.counter("worker_restarts_total", "roll").value += 1
             if old is not None:
-                self._drain(old)
+                self._drain(old, successor=True)
         if not self.listening.is_set() and all(
             s.current is not None and s.current.state == "ready" for s in self._slots
         ):
@@ -254,9 +254,9 @@ class Supervisor:
         else:
             await self._spawn(slot)
 
-    def _drain(self, process: Process) -> None:
+    def _drain(self, process: Process, successor: bool = False) -> None:
         seconds = self._config.server.drain_seconds
-        process.drain(seconds, seconds + BEYOND_DRAIN_SECONDS)
+        process.drain(seconds, seconds + BEYOND_DRAIN_SECONDS, successor)
 
     # --- stop, reload, roll ---
 

@@ -125,7 +125,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         self._booted: asyncio.Future[Message] = self._loop.create_future()
-        self._ended: asyncio.Future[float] = self._loop.create_future()
+        self._ended: asyncio.Future[tuple[float, bool]] = self._loop.create_future()
         self._hurried = asyncio.Event()
         self._closed = asyncio.Event()
         self._asks: dict[int, tuple[Answered, asyncio.TimerHandle]] = {}
@@ -150,7 +150,7 @@ class Worker:
             return await self._fail(f"{type(error).__name__}: {error}")
         self._channel.send({"t": "ready"})
         self._beat()
-        await self._drain(await self._ended)
+        await self._drain(*await self._ended)
         return 0
 
     async def _start(self, boot: Message) -> None:
@@ -268,7 +268,7 @@ class Worker:
             case "answer":
                 self._answer(message["id"], None if message.get("error") else raw)
             case "drain":
-                self._end(message["seconds"])
+                self._end(message["seconds"], message.get("successor", False))
 
     def _on_eof(self) -> None:
         self._closed.set()
@@ -276,17 +276,17 @@ class Worker:
             log.warning("supervisor is gone")
         self._end(ORPHAN_SECONDS)
 
-    def _end(self, seconds: float) -> None:
-        """Drain over `seconds`; told a second time, at once."""
+    def _end(self, seconds: float, successor: bool = False) -> None:
+        """Drain over `seconds`; told a second time, at once. `successor`: somebody accepts on this socket already."""
         if self._ended.done():
             self._hurried.set()
         else:
-            self._ended.set_result(seconds)
+            self._ended.set_result((seconds, successor))
 
-    async def _drain(self, seconds: float) -> None:
+    async def _drain(self, seconds: float, successor: bool) -> None:
         self._server.close()
         log.info("draining", seconds=seconds, connections=self._gateway.connections)
-        draining = self._loop.create_task(self._leave_clients(seconds))
+        draining = self._loop.create_task(self._leave_clients(seconds, successor))
         hurried = self._loop.create_task(self._hurried.wait())
         await asyncio.wait([draining, hurried], return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
@@ -304,13 +304,16 @@ class Worker:
         log.info("drained", connections=self._gateway.connections)
         await self._close()
 
-    async def _leave_clients(self, seconds: float) -> None:
-        await self._gateway.drain(seconds)
+    async def _leave_clients(self, seconds: float, successor: bool) -> None:
+        await self._gateway.drain(seconds, successor)
         until = self._loop.time() + min(seconds, REQUEST_SECONDS)
         # A connection that was accepted just now is counted a turn of the loop later.
         await asyncio.sleep(0)
         while self._http.exchanges and self._loop.time() < until:  # noqa: ASYNC110 - once in a life
             await asyncio.sleep(0.01)
+        if successor:
+            # Some may have come in meanwhile, on connections that were accepted before.
+            await self._gateway.drain(min(seconds, REQUEST_SECONDS))
 
     async def _fail(self, text: str) -> int:
         self._channel.send({"t": "failed", "error": text})

@@ -1,12 +1,13 @@
 """The rate algorithm against a bucket that is simulated naively, and a meter's memory against a million keys."""
 
+import random
 from fractions import Fraction
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vizora_rt.app.limits import MAX_KEYS, SLACK, Meter, Rate
+from vizora_rt.app.limits import BURST, LONGEST_TURN, MAX_KEYS, SLACK, Budget, Meter, Rate
 
 CLOCKS = [0.0, 1.0, 12345.678, 1e6 + 0.1, 1_764_000_000.123]
 """`now` of a process's first second, of a machine's uptime, of the epoch."""
@@ -153,3 +154,59 @@ class TestMeter:
             assert meter.take(key, now / 1000) == wait
             if not wait:
                 arrivals[key] = rate.next(arrivals.get(key, 0.0), now / 1000)
+
+
+class TestBudget:
+    @pytest.mark.parametrize("now", CLOCKS)
+    def test_any_second_takes_the_rate_and_a_burst_at_most(self, now: float) -> None:
+        budget = Budget(1000)
+        taken = [now + ms / 10_000 for ms in range(30_000) if budget.take(now + ms / 10_000)]
+        assert len(taken) == pytest.approx(3000 + 1000 * BURST, abs=2)
+        for begin in taken[:: len(taken) // 50]:
+            assert sum(begin <= each < begin + 1 for each in taken) <= 1000 * (1 + BURST) + 2
+
+    def test_zero_is_no_limit(self) -> None:
+        budget = Budget(0)
+        assert all(budget.take(1.0) for _ in range(100_000))
+        budget.give_back()
+        assert budget.take(1.0)
+
+    def test_one_is_enough_for_one(self) -> None:
+        budget = Budget(1)
+        assert [budget.take(now / 2) for now in range(5)] == [True, False, True, False, True]
+
+    def test_what_was_given_back_is_there_for_the_next(self) -> None:
+        budget = Budget(4)
+        assert [budget.take(9.0), budget.take(9.0)] == [True, False]
+        for _ in range(20):
+            budget.give_back()
+            assert budget.take(9.0)
+        assert not budget.take(9.0)
+
+    def test_turns_are_spread_as_the_rate_asks_for(self) -> None:
+        budget = Budget(100)
+        turns = [budget.turn(7.0) for _ in range(2000)]
+        assert turns == sorted(turns)
+        assert [turns.count(second) for second in range(1, 21)] == pytest.approx([100] * 20, abs=1)
+
+    def test_the_queue_moves_on_with_the_clock(self) -> None:
+        budget = Budget(100)
+        for _ in range(1000):
+            budget.turn(0.0)
+        assert (budget.turn(4.0), budget.turn(20.0)) == (7, 1)
+
+    def test_nobody_is_sent_away_for_long(self) -> None:
+        """Those who do not wait fill the queue; it begins anew."""
+        budget = Budget(10)
+        turns = [budget.turn(1.0) for _ in range(6000)]
+        assert (min(turns), max(turns)) == (1, LONGEST_TURN)
+        assert [turns.count(second) for second in range(1, 61)] == pytest.approx([100] * 60, abs=11)
+
+    @pytest.mark.parametrize(("per_second", "fleet"), [(200, 3000), (2500, 20_000), (5000, 20_000)])
+    def test_a_fleet_that_waits_its_turn_comes_twice_and_hardly_ever_more(self, per_second: int, fleet: int) -> None:
+        """All come at once; who is sent away comes when it was told to, somewhere in that second."""
+        budget, dice = Budget(per_second), random.Random(fleet)
+        told = [budget.turn(100.0) for _ in range(fleet) if not budget.take(100.0)]
+        back = sorted(100.0 + wait + dice.random() for wait in told)
+        again = [now for now in back if not budget.take(now)]
+        assert len(again) <= fleet / 10

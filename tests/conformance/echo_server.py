@@ -38,7 +38,7 @@ class Echo:
         bytes_in, bytes_out = (metrics.counter("ws_bytes_total", direction) for direction in ("in", "out"))
         self._terms = Terms(settings, wheel, bytes_in, bytes_out)
         self.connections = 0
-        self.draining = False
+        self.draining = self.leaving = False
 
     def admit(self, request: Request, address: str, settle: Settle) -> None:
         connection = Connection(self, self._terms, NOBODY, address)

@@ -1,7 +1,9 @@
 """Who may come in: the places of a token, each kind of wrong one, origins, and each limit with one connection more."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from time import perf_counter
 from typing import Any
 
 import jwt
@@ -49,6 +51,15 @@ async def opened(redis_url: str) -> AsyncIterator[Open]:
 async def node(opened: Open) -> Node:
     started: Node = await opened()
     return started
+
+
+async def knock(node: Node, token: str) -> tuple[int, int]:
+    """Status of a handshake, and the seconds of its Retry-After."""
+    wire = await Wire.open(node.port)
+    await wire.send(upgrade(token))
+    status, fields, _ = await wire.response()
+    await wire.close()
+    return status, int(fields.get("retry-after", 0))
 
 
 def rejected(node: Node, code: str) -> int:
@@ -245,8 +256,49 @@ class TestLimits:
         assert (await refusal(node.port, device_token("screen-4")))[1]["code"] == "RATE_LIMITED"
         assert node.counter("limits_exceeded_total", "connections_per_address_per_minute") == 1
 
+    async def test_handshakes_a_second(self, opened: Open) -> None:
+        """Four at once are what is left of a budget of 16; the others are told when to come, one after the other."""
+        node = await opened(limits={"handshakes_per_second": 16}, auth={"device_jwt_secret": "x" * 40})
+        valid = [device_token(f"screen-{number}", secret="x" * 40) for number in range(44)]
+        asked = perf_counter()
+        answers = await asyncio.gather(*(knock(node, token) for token in valid))
+        took = perf_counter() - asked
+        statuses = [status for status, _ in answers]
+        assert 4 <= statuses.count(101) <= 5 + 16 * took
+        waits = sorted(wait for status, wait in answers if status == 503)
+        assert len(waits) == 44 - statuses.count(101)
+        assert waits == pytest.approx([1 + number // 16 for number in range(len(waits))], abs=1)
+        assert node.counter("limits_exceeded_total", "handshakes_per_second") == len(waits)
+        assert rejected(node, "OVERLOADED") == len(waits)
+
+    async def test_what_is_wrong_takes_nothing_of_the_budget(self, opened: Open) -> None:
+        node = await opened(limits={"handshakes_per_second": 1})
+        for _ in range(20):
+            assert (await refusal(node.port, "nonsense"))[0] == 401
+            assert (await refusal(node.port, user_token(), origin=PAGE))[0] == 403
+        await dial_device(node.port, "screen-1")
+
+    async def test_over_the_budget_no_token_is_looked_at(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        node = await opened(limits={"handshakes_per_second": 1})
+        await dial_device(node.port, "screen-1")
+        monkeypatch.setattr(node.gateway._admission, "_verifier", None)
+        monkeypatch.setattr(node.gateway._admission, "_presence", None)
+        assert (await refusal(node.port, device_token("screen-2")))[1]["code"] == "OVERLOADED"
+
+    async def test_who_is_refused_for_a_rate_is_told_how_long(self, opened: Open) -> None:
+        node = await opened(limits={"connections_per_minute": 2})
+        token = device_token("screen-1")
+        for _ in range(2):
+            await (await dial(node.port, token)).leave()
+        assert await knock(node, token) == (429, 30)
+
     async def test_zero_is_no_limit(self, opened: Open) -> None:
-        none = ("connections_per_minute", "connections_per_address", "connections_per_address_per_minute")
+        none = (
+            "handshakes_per_second",
+            "connections_per_minute",
+            "connections_per_address",
+            "connections_per_address_per_minute",
+        )
         node = await opened(limits=dict.fromkeys(none, 0))
         token = device_token("screen-1")
         for _ in range(40):

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import pytest
 import redis
 
 from tests.net.peers import (
+    PATIENCE,
     SECRETS,
     Client,
     Json,
@@ -270,6 +272,7 @@ class TestOutage:
 
     async def test_nothing_is_lost(self, tmp_path: Path, store: Embedded) -> None:
         env = {**SECRETS, "REDIS_URL": store.url, "VIZORA_REDIS__RECONNECT_MAX_SECONDS": "0.2"}
+        env["VIZORA_LIMITS__MESSAGES_PER_MINUTE"] = "0"  # heartbeats are sent until one tells of the outage
         with Service(tmp_path, env, workers=WORKERS) as service:
             service.start()
             with redis.Redis.from_url(store.url, decode_responses=True) as books:
@@ -309,11 +312,15 @@ class TestDrain:
             clients = [await dial_device(service.port, f"screen-{number}") for number in range(20)]
             clients.append(await dial(service.port, user_token()))
             stopping = asyncio.create_task(asyncio.to_thread(service.stop))
+            away = set()
             for client in clients:
-                body = await client.next("server:shutdown")
-                assert body["reconnect"] is True
-                assert 0 < body["retryAfterMs"] <= 30_000
+                while (message := await client.receive())["event"] != "server:shutdown":
+                    assert message["event"] == "device:status"  # the dashboard saw them come
+                assert message["data"]["reconnect"] is True
+                assert 0 < message["data"]["retryAfterMs"] <= 30_000
+                away.add(message["data"]["retryAfterMs"])
                 assert await client.ended() == 1012
+            assert len(away) > 1
             assert await stopping == 0
 
     async def test_who_does_not_leave_is_left(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,16 +333,35 @@ class TestDrain:
             client.connection.transport.resume_reading()
             await client.ended()
 
-    async def test_goodbyes_take_turns(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vizora_rt.net.gateway.GOODBYES_A_TURN", 2)
-        async with running(redis_url) as node:
+    async def test_goodbyes_are_spread_and_each_has_its_own_return(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("vizora_rt.app.departures.LEAST_PER_SECOND", 1)
+        async with running(redis_url, limits={"handshakes_per_second": 40}) as node:
             clients = [await dial_device(node.port, f"screen-{number}") for number in range(6)]
-            draining = asyncio.create_task(node.gateway.drain(0.2))
+            draining = asyncio.create_task(node.gateway.drain(1.0))
             await until(lambda: node.gateway.connections <= 4)
             assert node.gateway.connections >= 2
             assert (await refusal(node.port, device_token("screen-7")))[1]["code"] == "DRAINING"
+            away = [(await client.next("server:shutdown"))["retryAfterMs"] for client in clients]
+            # Told a twelfth of a second after each other, back a thirty-second part of one after each other.
+            assert [later - sooner for sooner, later in pairwise(away)] == pytest.approx([-52] * 5, abs=2)
+            assert min(away) > 3000
             await draining
             assert [await client.ended() for client in clients] == [1012] * 6
+
+    async def test_beside_a_successor_nobody_is_refused(self, redis_url: str) -> None:
+        async with running(redis_url) as node:
+            client = await dial_device(node.port, "screen-1")
+            draining = asyncio.create_task(node.gateway.drain(PATIENCE, successor=True))
+            assert 0 < (await client.next("server:shutdown"))["retryAfterMs"] < 1000
+            late = await dial_device(node.port, "screen-2")
+            assert 0 < (await late.next("server:shutdown"))["retryAfterMs"] < 1000
+            assert [await client.ended(), await late.ended()] == [1012, 1012]
+            await draining
+            assert node.counter("ws_handshakes_rejected_total", "DRAINING") == 0
+            await node.gateway.drain(0)
+            assert (await refusal(node.port, device_token("screen-3")))[1]["code"] == "DRAINING"
 
 
 class TestFigures:

@@ -286,6 +286,13 @@ class TestPassing:
         assert await other.wire.close_code() == 1013
         await screen.leave()
 
+    async def test_more_at_once_than_the_node_takes(self, start: Start) -> None:
+        node = await start(limits={"handshakes_per_second": 1})
+        await Player.open(node)
+        status, fields, body = await knock(node)
+        assert (status, body["code"]) == (503, "OVERLOADED")
+        assert int(fields["retry-after"]) > 0
+
     async def test_address(self, start: Start) -> None:
         node = await start(limits={"connections_per_address_per_minute": 1})
         await Player.open(node)

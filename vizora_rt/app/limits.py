@@ -6,6 +6,7 @@ The number is the theoretical arrival time, in seconds of any one clock: a bucke
 
 from collections.abc import Hashable
 from itertools import islice
+from math import ceil
 from typing import Final
 
 MAX_KEYS: Final = 100_000
@@ -14,6 +15,13 @@ back; were there more keys, the oldest would be let in again early."""
 
 SLACK: Final = 0.001
 """Part of one cell by which a bucket is larger: sums of times round, and the last cell of a bucket is still there."""
+
+BURST: Final = 0.25
+"""Seconds of a budget that may be taken at once: what kept away by chance comes in, and the loop is not held up longer
+than that."""
+
+LONGEST_TURN: Final = 60.0
+"""Seconds that somebody is sent away for, at most. Whoever stays away longer is a screen that is dark without need."""
 
 
 class Rate:
@@ -64,3 +72,39 @@ class Meter:
 
     def __len__(self) -> int:
         return len(self._arrivals)
+
+
+class Budget:
+    """A rate for all together, and the queue of those for whom nothing was left: each is told when its turn is.
+
+    Turns lie as far apart as the rate asks for, so who was sent away in one wave does not return in one. A turn is no
+    promise: one that comes at its time and finds the budget spent by others gets another.
+    """
+
+    __slots__ = ("_arrival", "_gap", "_rate", "_turn")
+
+    def __init__(self, per_second: float) -> None:
+        self._rate = Rate(per_second * 60, max(1.0, per_second * BURST))
+        self._gap = self._rate.interval or 0.001
+        self._arrival = self._turn = 0.0
+
+    def take(self, now: float) -> bool:
+        """Whether there was one left."""
+        if not self._rate.interval:
+            return True
+        if self._rate.wait(self._arrival, now):
+            return False
+        self._arrival = self._rate.next(self._arrival, now)
+        return True
+
+    def give_back(self) -> None:
+        """What was taken was not used."""
+        self._arrival -= self._rate.interval
+
+    def turn(self, now: float) -> int:
+        """In how many seconds the one who is sent away now shall come again. Past a minute the queue begins anew: there
+        are more in it than will come, or many that do not wait."""
+        self._turn = max(self._turn, now) + self._gap
+        if self._turn - now > LONGEST_TURN:
+            self._turn = now + self._gap
+        return ceil(self._turn - now)

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from math import ceil
 from typing import Final
 
 from vizora_rt import errors
 from vizora_rt.app import auth
 from vizora_rt.app.auth import Identity
-from vizora_rt.app.limits import Meter
+from vizora_rt.app.limits import Budget, Meter
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
@@ -19,6 +21,9 @@ Admitted = Callable[[Identity, Claim], None]
 Refused = Callable[[Refusal], None]
 
 UNKNOWN_ORGANIZATION: Final = ""
+
+RETRY_AFTER: Final = 5
+"""Seconds in `Retry-After` of a refusal that will pass: long enough for a restart, short for a dark screen."""
 
 
 class Admission:
@@ -32,6 +37,7 @@ class Admission:
         self._presence = presence
         self._verifier = auth.Verifier(config.auth)
         self._origins = config.auth.cors_origins
+        self._budget = Budget(limits.handshakes_per_second)
         self._per_token = Meter(limits.connections_per_minute)
         self._per_address = Meter(limits.connections_per_address_per_minute)
         self._max_per_address = limits.connections_per_address
@@ -53,8 +59,11 @@ class Admission:
     def overload(self, address: str) -> Refusal | None:
         """Whether somebody who only asks for a connection is refused already."""
         refusal = self._full(address)
-        if refusal is None and self._per_address.take(address, self._wheel.now):
-            refusal = self.limited("connections_per_address_per_minute", errors.RATE_LIMITED)
+        if refusal is None and (wait := self._per_address.take(address, self._wheel.now)):
+            refusal = self.limited("connections_per_address_per_minute", errors.RATE_LIMITED, ceil(wait))
+        # With the clock of this moment: the wheel's stands still for longer than the budget's burst.
+        elif refusal is None and not self._budget.take(now := time.monotonic()):
+            refusal = self.limited("handshakes_per_second", errors.OVERLOADED, self._budget.turn(now))
         return refusal and self.reject(refusal, UNKNOWN_ORGANIZATION)
 
     def arrive(self, request: Request, token: str | None, address: str, admitted: Admitted, refused: Refused) -> None:
@@ -74,12 +83,14 @@ class Admission:
         """Decide on a token."""
         identity = self.identify(token, by_cookie)
         if isinstance(identity, Refusal):
+            self._budget.give_back()
             refused(self.reject(identity, UNKNOWN_ORGANIZATION))
             return
         refusal = auth.check_origin(request, self._origins, by_cookie)
         if refusal is None:
             self.check(identity, address, admitted, refused)
         else:
+            self._budget.give_back()
             refused(self.reject(refusal, identity.organization_id))
 
     def identify(self, token: str, by_cookie: bool) -> Identity | Refusal:
@@ -89,8 +100,8 @@ class Admission:
             return identity
         if by_cookie and identity.kind == "device":
             return errors.AUTH_INVALID
-        if self._per_token.take(auth.fingerprint(token), self._wheel.now):
-            return self.limited("connections_per_minute", errors.RATE_LIMITED)
+        if wait := self._per_token.take(auth.fingerprint(token), self._wheel.now):
+            return self.limited("connections_per_minute", errors.RATE_LIMITED, ceil(wait))
         return identity
 
     def check(self, identity: Identity, address: str, admitted: Admitted, refused: Refused) -> None:
@@ -119,15 +130,17 @@ class Admission:
         else:
             del self._addresses[address]
 
-    def limited(self, limit: str, refusal: Refusal) -> Refusal:
+    def limited(self, limit: str, refusal: Refusal, retry_after: int = 0) -> Refusal:
         """Count that `limit` was met."""
         self._metrics.counter("limits_exceeded_total", limit).value += 1
-        return refusal
+        return replace(refusal, retry_after=retry_after) if retry_after else refusal
 
     def reject(self, refusal: Refusal, organization: str) -> Refusal:
-        """Count a handshake that was refused."""
+        """Count a handshake that was refused. If that will pass, not all come back in the same second."""
         self._metrics.counter("ws_handshakes_rejected_total", refusal.code).value += 1
         self._metrics.organization("ws_connections_total", organization, "rejected").value += 1
+        if refusal.retryable and not refusal.retry_after:
+            return replace(refusal, retry_after=RETRY_AFTER - 1 + self._budget.turn(time.monotonic()))
         return refusal
 
     def _full(self, address: str) -> Refusal | None:

@@ -13,6 +13,7 @@ from vizora_rt.app import auth
 from vizora_rt.app.auth import Identity
 from vizora_rt.app.content_errors import ContentErrors
 from vizora_rt.app.dashboards import Rooms
+from vizora_rt.app.departures import FIRST_MS, departures
 from vizora_rt.app.handlers import Handlers
 from vizora_rt.app.plays import Plays
 from vizora_rt.app.state import Device, State
@@ -46,11 +47,12 @@ from vizora_rt.wire.socketio import Hello
 
 log = report.logger("gateway")
 
-RETRY_AFTER: Final = 5
-"""Seconds in `Retry-After` of a refusal that is nobody's fault: long enough for a restart, short for a dark screen."""
+CLOSED_SECONDS: Final = 3.0
+"""From the last goodbye of a service that is stopped until, started again, it accepts: its store stops, and loads."""
 
 GOODBYES_A_TURN: Final = 200
 """Connections told of the restart per turn of the loop, so that the others are still served meanwhile."""
+GOODBYE_TURN_SECONDS: Final = 0.05
 
 
 Settle = Callable[[Connection | Refusal, str], None]
@@ -106,10 +108,14 @@ class Gateway:
         self._connections: set[Connection] = set()
         self._handshake_timer = metrics.timer("ws_handshake_duration_seconds")
         self._empty = asyncio.Event()
+        self.leaving = False
+        """Whether this worker ends: who comes in now is asked to come again."""
+        self._retry_after_ms = FIRST_MS
         metrics.on_collect(self._recount)
 
     @property
     def draining(self) -> bool:
+        """Whether nobody is let in any more."""
         return self._admission.draining
 
     @property
@@ -164,8 +170,8 @@ class Gateway:
             self._deliveries.connected(device, claim.waiting)
         else:
             self._dashboards.enter(connection)
-        if self.draining:
-            self._dismiss(connection)  # admitted while Redis was asked
+        if self.leaving:
+            self._dismiss(connection, self._retry_after_ms)  # on a connection that was accepted before
         if connection.transport is None:
             self.closed(connection)  # it left while Redis was asked
         else:
@@ -194,7 +200,7 @@ class Gateway:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
-        if self.draining and not self._connections:
+        if self.leaving and not self._connections:
             self._empty.set()
         self.state.leave(connection)
         self._dashboards.leave(connection)
@@ -209,20 +215,18 @@ class Gateway:
             self._deliveries.disconnected(device)
             self._presence.disconnected(device)
 
-    async def drain(self, seconds: float) -> None:
-        """Tell all clients to reconnect, spread over half of `seconds`, and wait until they are gone or time is up."""
-        self._admission.draining = True
+    async def drain(self, seconds: float, successor: bool = False) -> None:
+        """Tell all clients to reconnect, spread over half of `seconds`, and wait until they are gone or time is up.
+
+        A `successor` accepts already: then nobody is refused, and they come back at once, not when the service is back.
+        """
+        self.leaving = True
+        self._admission.draining = not successor
         self._sweeper.stop()
         if not self._connections:
             self._empty.set()
         started = self._loop.time()
-        leaving = list(self._connections)
-        turns = range(0, len(leaving), GOODBYES_A_TURN)
-        pause = seconds / 2 / len(turns) if len(turns) > 1 else 0.0
-        for turn in turns:
-            for connection in leaving[turn : turn + GOODBYES_A_TURN]:
-                self._dismiss(connection)
-            await asyncio.sleep(pause)
+        await self._say_goodbye(started, seconds / 2, successor)
         try:
             async with asyncio.timeout(max(0.0, started + seconds - self._loop.time())):
                 await self._empty.wait()
@@ -231,8 +235,21 @@ class Gateway:
         for connection in list(self._connections):
             connection.abort()
 
-    def _dismiss(self, connection: Connection) -> None:
-        connection.send("server:shutdown", b'{"reconnect":true,"retryAfterMs":%d}' % (RETRY_AFTER * 200))
+    async def _say_goodbye(self, started: float, seconds: float, successor: bool) -> None:
+        # A successor shares the work with all other workers; after a stop all of them have their own to take back.
+        per_second = self._config.limits.handshakes_per_second * (self._config.workers if successor else 1)
+        closed = 0.0 if successor else CLOSED_SECONDS
+        leaving = list(self._connections)
+        schedule = departures(len(leaving), seconds, closed, per_second)
+        for number, (connection, departure) in enumerate(zip(leaving, schedule, strict=True), 1):
+            ahead = started + departure.seconds - self._loop.time()
+            if ahead > 0 or number % GOODBYES_A_TURN == 0:
+                await asyncio.sleep(GOODBYE_TURN_SECONDS if ahead > 0 else 0)
+            self._retry_after_ms = departure.retry_after_ms
+            self._dismiss(connection, departure.retry_after_ms)
+
+    def _dismiss(self, connection: Connection, retry_after_ms: int) -> None:
+        connection.send("server:shutdown", b'{"reconnect":true,"retryAfterMs":%d}' % retry_after_ms)
         connection.close(errors.RESTARTING)
 
     # Doorbells and figures

@@ -19,8 +19,9 @@ from vizora_rt import errors, metrics, report
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
+from vizora_rt.net.admission import RETRY_AFTER
 from vizora_rt.net.connection import CLOSE_SECONDS, Connection
-from vizora_rt.net.gateway import RETRY_AFTER, Settle
+from vizora_rt.net.gateway import Settle
 from vizora_rt.net.greeting import Greeting, Host
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
@@ -79,7 +80,7 @@ def refuse(refusal: Refusal, allow: str = "", **more: object) -> Response:
     body = {"code": refusal.code, "message": refusal.message, "retryable": refusal.retryable, **more}
     headers: tuple[tuple[str, str], ...] = ()
     if refusal.status in (429, 503):
-        headers = (("Retry-After", str(RETRY_AFTER)),)
+        headers = (("Retry-After", str(refusal.retry_after or RETRY_AFTER)),)
     elif refusal.status == 405:
         headers = (("Allow", allow or "GET, HEAD"),)  # RFC 9110 section 15.5.6
     return Response(refusal.status, messages.dumps(body), headers=headers)
@@ -101,6 +102,8 @@ class Door(Host, Protocol):
     def connections(self) -> int: ...
     @property
     def draining(self) -> bool: ...
+    @property
+    def leaving(self) -> bool: ...
 
     def admit(self, request: Request, address: str, settle: Settle) -> None: ...
     def overload(self, address: str) -> Refusal | None: ...
@@ -462,7 +465,7 @@ class Exchange(asyncio.Protocol):
         server.count(request.method, path, answer.status, perf_counter_ns() - self._started - answer.waited)
         if transport is None or parser is None:
             return
-        keep_alive = request.keep_alive and not server.gateway.draining
+        keep_alive = request.keep_alive and not server.gateway.leaving
         output = http.response(
             answer.status, answer.body, answer.content_type, answer.headers, keep_alive, request.method == "HEAD"
         )
