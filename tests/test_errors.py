@@ -29,7 +29,7 @@ def test_codes() -> None:
 def test_close(close: Close) -> None:
     assert 1000 <= close.code <= 1015 or 4000 <= close.code <= 4999  # RFC 6455 section 7.4.2
     assert close.come_back is not (close.code >= 4500)
-    assert close.report is (close.code == 1011)
+    assert close.report is (close.code in (1002, 1003, 1007, 1009))
     assert len(close.text.encode()) <= 123  # RFC 6455 section 5.5: 125 bytes with the code
     assert re.fullmatch(r"[a-z0-9_]+", close.name)
 
@@ -38,7 +38,7 @@ def test_close(close: Close) -> None:
 def test_refusal(refusal: Refusal) -> None:
     assert re.fullmatch(r"[A-Z][A-Z0-9_]*", refusal.code)
     assert 400 <= refusal.status <= 599
-    assert refusal.report is (refusal.status == 500)
+    assert refusal.report is (refusal in (errors.OVERLOADED, errors.STORE_UNAVAILABLE))
     if refusal.retryable:
         assert refusal.status in (408, 409, 429, 500, 503)
     if refusal is not errors.DEVICE_REVOKED:

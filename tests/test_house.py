@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wire.http", "wire.frames", "wire.resp", "wire.messages"),
     ("wire.session", "wire.socketio", "wire.bodies"),
     ("app.*",),
-    ("metrics", "device_series", "exposition", "report"),
+    ("metrics", "device_series", "exposition", "scrub", "lines", "report"),
     ("net.*",),
     ("worker",),
     ("process", "scrape", "supervisor"),

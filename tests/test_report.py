@@ -1,267 +1,272 @@
-"""Log lines as a reader of stderr gets them, and Sentry events as a sink on loopback gets them."""
+"""Sentry events and traces as a sink on loopback gets them from a process, and what never gets there."""
 
-import gzip
-import http.server
 import json
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from vizora_rt import report
-from vizora_rt.config import Config, Logging
-from vizora_rt.report import REMOVED
+from tests.logs import output, records
+from tests.sink import Sink
+from vizora_rt import config, report
+from vizora_rt.config import Config
+from vizora_rt.scrub import REMOVED
 
-JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJkIn0.c2lnbmF0dXJl-_"
+STAGING = {"RELEASE_VERSION": "1.2.3", "VIZORA_ENV": "staging"}
 
-HOSTILE = 'x\n{"level":"error","event":"forged"}\r\x1b[2K\x85\u2028\x7f\x00'
-
-
-def output(
-    code: str,
-    style: str = "json",
-    level: str = "INFO",
-    env: dict[str, str] | None = None,
-) -> bytes:
-    """Stderr of a process that ran `code` after `configure`."""
-    program = (
-        "import asyncio, logging, warnings\n"
-        "from vizora_rt import config, report\n"
-        "settings = config.load(None, __import__('os').environ)\n"
-        "report.configure(settings, 'worker-0')\n"
-        "log = report.logger('test')\n" + code
-    )
-    variables = {**os.environ, "VIZORA_LOGGING__FORMAT": style, "VIZORA_LOGGING__LEVEL": level, **(env or {})}
-    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, timeout=30)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def records(code: str, **options: Any) -> list[dict[str, Any]]:
-    """The same, as JSON lines; split as a log reader splits."""
-    return [json.loads(line) for line in output(code, **options).split(b"\n")[:-1]]
-
-
-def test_a_line_has_time_level_logger_event_process_and_ids() -> None:
-    (line,) = records("log.info('device refused', device_id='d1', code='AUTH_EXPIRED', tries=3, ok=None)")
-    assert line.pop("time").endswith("Z")
-    assert line == {
-        "level": "info",
-        "logger": "test",
-        "event": "device refused",
-        "process": "worker-0",
-        "device_id": "d1",
-        "code": "AUTH_EXPIRED",
-        "tries": 3,
-        "ok": None,
-    }
-
-
-def test_levels_below_the_configured_one_are_silent() -> None:
-    code = "log.debug('a'); log.info('b'); log.warning('c'); log.error('d')"
-    assert [line["event"] for line in records(code, level="WARNING")] == ["c", "d"]
-    assert [line["event"] for line in records(code, level="DEBUG")] == ["a", "b", "c", "d"]
-
-
-def test_a_field_cannot_replace_the_line_s_own() -> None:
-    (line,) = records("log.info('real', **{'event': 'forged', 'level': 'error', 'time': 1, 'traceback': 'x'})")
-    assert (line["event"], line["level"], line["event_"], line["traceback_"]) == ("real", "info", "forged", "x")
-
-
-@pytest.mark.parametrize("style", ["json", "console"])
-def test_no_value_can_end_a_line_or_move_a_terminal(style: str) -> None:
-    text = output(f"log.info('event', device_id={HOSTILE!r})", style=style).decode()
-    assert text.count("\n") == 1
-    assert text.endswith("\n")
-    assert text[:-1].isprintable()
-    assert "forged" in text
-
-
-@given(st.text())
-def test_any_text_becomes_one_printable_line(text: str) -> None:
-    line = json.dumps(report.clean({"key": text}))
-    assert json.loads(line).keys() == {"key"}
-    json.loads(line)["key"].encode()
-
-
-def test_an_exception_carries_its_traceback_as_a_field() -> None:
-    code = "try: 1/0\nexcept ZeroDivisionError as error: log.exception('broken', error, device_id='d1')"
-    (line,) = records(code)
-    assert (line["event"], line["level"], line["device_id"]) == ("broken", "error", "d1")
-    assert line["traceback"].startswith("Traceback (most recent call last):\n")
-    assert line["traceback"].endswith("ZeroDivisionError: division by zero\n")
-
-
-def test_on_a_console_a_traceback_follows_indented() -> None:
-    code = f"try: raise ValueError({HOSTILE!r})\nexcept ValueError as error: log.exception('broken', error)"
-    head, *rest = output(code, style="console").decode().split("\n")[:-1]
-    assert "ERROR" in head and "broken" in head
-    assert rest and all(line.startswith("    ") and line.isprintable() for line in rest)
-
-
-def test_records_of_libraries_become_the_same_lines() -> None:
-    code = "logging.getLogger('lib').warning('a\\nb %s', 1); warnings.warn('careful')"
-    first, second = records(code)
-    assert (first["logger"], first["event"], first["level"]) == ("lib", "a\nb 1", "warning")
-    assert second["logger"] == "py.warnings" and "careful" in second["event"]
-
-
-def test_what_nobody_caught_in_the_loop_is_a_line_with_a_traceback() -> None:
-    code = (
-        "async def main():\n"
-        "    loop = asyncio.get_running_loop()\n"
-        "    loop.set_exception_handler(report.on_loop_exception)\n"
-        "    loop.call_soon(lambda: 1/0)\n"
-        "    await asyncio.sleep(0)\n"
-        "    loop.call_exception_handler({'message': 'odd'})\n"
-        "asyncio.run(main())\n"
-    )
-    first, second = records(code)
-    assert first["event"] == "unhandled in the event loop" and "ZeroDivisionError" in first["traceback"]
-    assert second["message"] == "odd"
-
-
-def test_a_closed_stderr_is_no_fault() -> None:
-    assert output("import os\nos.close(2)\nlog.error('nobody reads this')") == b""
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        JWT,
-        f"GET /ws?a=1&token={JWT} HTTP/1.1",
-        "GET /ws?token=opaque-SECRET&b=2",
-        "access_token=opaque-SECRET; next",
-        "Authorization: Bearer opaque-SECRET",
-        "'authorization': 'opaque-SECRET'",
-        "Cookie: vizora_auth_token=opaque-SECRET; other=opaque-SECRET",
-        "x-internal-api-key: opaque-SECRET",
-        "DEVICE_JWT_SECRET=opaque-SECRET",
-        f"vizora.v1, bearer.{JWT}",
-        f"prefix-{JWT}",
-        "redis://user:opaque-SECRET@10.0.0.1:6379/0",
-        "redis://:opaque-SECRET@10.0.0.1:6379/0",
-        "data:image/png;base64,opaqueSECRET==",
-    ],
-)
-def test_credentials_are_scrubbed_from_text(text: str) -> None:
-    cleaned = report.scrub(text)
-    assert REMOVED in cleaned
-    assert "SECRET" not in cleaned.removeprefix("DEVICE_JWT_SECRET")
-    assert "eyJ" not in cleaned
-
-
-@pytest.mark.parametrize("text", ["10.0.0.1:6379", "redis://10.0.0.1:6379/0", "v1.2.3", "a token of love", "x=1&y=2"])
-def test_ordinary_text_stays(text: str) -> None:
-    assert report.scrub(text) == text
-
-
-def test_fields_named_like_secrets_are_removed_at_any_depth() -> None:
-    value = {"token": "a", "headers": {"Authorization": "b", "Host": "c"}, "imageData": "d", "jwt_secrets": ["e"]}
-    assert report.clean(value) == {
-        "token": REMOVED,
-        "headers": {"Authorization": REMOVED, "Host": "c"},
-        "imageData": REMOVED,
-        "jwt_secrets": [REMOVED],
-    }
-
-
-def test_a_value_is_bounded_and_the_cut_leaves_no_half_token() -> None:
-    assert len(report.clean("word " * 100_000)) < report.MAX_TEXT + 50
-    assert report.clean("x " * 1020 + "y" * 4 + JWT) == "x " * 1019 + "x... (2095 characters)"
-    nested: list[Any] = []
-    for _ in range(50):
-        nested = [nested]
-    assert "..." in json.dumps(report.clean(nested))
-
-
-def test_numbers_that_json_lacks_become_text() -> None:
-    assert report.clean([float("nan"), float("inf"), 1.5]) == ["nan", "inf", 1.5]
-
-
-@pytest.mark.parametrize(
-    "text", ["eyJ-" * 100_000, "token" * 100_000, "a" * 400_000, "eyJ" + "a." * 200_000, "://" * 100_000]
-)
-def test_scrubbing_is_linear(text: str) -> None:
-    """A quadratic pattern would not come back from these for minutes."""
-    report.scrub(text)
-
-
-class Sink(http.server.BaseHTTPRequestHandler):
-    """Takes Sentry envelopes."""
-
-    events: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(body)
-        lines = body.split(b"\n")
-        for header, payload in zip(lines[1::2], lines[2::2], strict=False):
-            if json.loads(header)["type"] == "event":
-                self.events.append(json.loads(payload))
-        self.send_response(200)
-        self.send_header("content-length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-
-@pytest.fixture
-def sink() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A DSN, and the events that arrive at it."""
-    events: list[dict[str, Any]] = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Taker", (Sink,), {"events": events}))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://key@127.0.0.1:{server.server_address[1]}/1", events
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-RAISING = """
-import socket
-assert report.start_sentry(settings, 'worker-0')
-class InvalidTokenError(Exception): pass
-class ExpiredSignatureError(InvalidTokenError): pass
-for error in (TimeoutError(), ConnectionResetError(), socket.gaierror(), ExpiredSignatureError(),
-              ValueError('GET /ws?token=opaque-SECRET')):
-    try: raise error
-    except Exception as caught: log.exception('broken', caught, device_id='d1', token='opaque-SECRET')
-report.flush(5)
+START = "assert report.start_sentry(settings, 'worker-0')\n"
+END = "\nreport.flush(5)\nlog.info('dropped', **report.dropped())\n"
+FAIL = """
+def fail(kind, *args, **fields):
+    try: raise kind(*args)
+    except Exception as e: log.exception('bad', e, **fields)
 """
 
 
-def test_sentry_gets_faults_scrubbed_and_nothing_of_passing_ones(sink: tuple[str, list[dict[str, Any]]]) -> None:
-    dsn, events = sink
-    variables = {"SENTRY_DSN": dsn, "RELEASE_VERSION": "1.2.3", "VIZORA_ENV": "staging"}
-    assert len(records(RAISING, env=variables)) == 5
-    (event,) = events
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    with Sink() as sink:
+        yield sink
+
+
+def run(sink: Sink, code: str, **env: str) -> list[dict[str, Any]]:
+    """The log lines of a process with Sentry."""
+    return records(START + FAIL + code + END, env={"SENTRY_DSN": sink.dsn, **STAGING, **env})
+
+
+def dropped(lines: list[dict[str, Any]]) -> dict[str, int]:
+    own = ("time", "level", "logger", "event", "process")
+    return {name: value for name, value in lines[-1].items() if name not in own}
+
+
+def test_a_fault_arrives_with_ids_as_tags_and_without_secrets(sink: Sink) -> None:
+    lines = run(
+        sink,
+        "fail(ValueError, 'GET /ws?token=opaque-SECRET', device_id='d1', organization_id='o1', token='opaque-SECRET',"
+        " rows=7)",
+    )
+    assert [line["event"] for line in lines] == ["bad", "dropped"]
+    (event,) = sink.of("event")
     assert event["exception"]["values"][0]["type"] == "ValueError"
-    assert (event["release"], event["environment"]) == ("1.2.3", "staging")
-    assert event["tags"] == {"process": "worker-0", "device_id": "d1", "token": REMOVED}
-    assert "opaque-SECRET" not in json.dumps(event)
+    assert (event["release"], event["environment"], event["level"]) == ("1.2.3", "staging", "error")
+    assert event["tags"] == {"process": "worker-0", "device_id": "d1", "organization_id": "o1"}
+    assert event["extra"] == {"log": "bad", "rows": 7, "token": REMOVED}
+    assert event["fingerprint"] == ["ValueError"]
+    assert b"opaque-SECRET" not in sink.text
+    assert dropped(lines) == {}
+
+
+def test_frames_have_no_variables(sink: Sink) -> None:
+    run(sink, "def hold(value):\n    fail(KeyError, 'x')\nhold('opaque-SECRET')".replace("'opaque", "'opa' 'que"))
+    frames = sink.of("event")[0]["exception"]["values"][0]["stacktrace"]["frames"]
+    assert frames and not any("vars" in frame for frame in frames)
+    assert b"opaque-SECRET" not in sink.text
+
+
+def test_the_same_fault_of_many_screens_is_one_issue_and_ten_events(sink: Sink) -> None:
+    code = (
+        "from vizora_rt.wire import messages\n"
+        "for n in range(1000):\n"
+        "    try: messages.loads(b'{%d' % n)\n"
+        "    except Exception as e: log.exception('bad', e, device_id=f'd{n}')\n"
+    )
+    lines = run(sink, code)
+    assert len(sink.of("event")) == 10
+    assert {tuple(event["fingerprint"]) for event in sink.of("event")} == {
+        ("JSONDecodeError", "vizora_rt.wire.messages.loads")
+    }
+    assert dropped(lines) == {"rate": 990}
+    assert len(lines) == 11, "nor does it fill the log"
+
+
+def test_another_error_is_another_issue(sink: Sink) -> None:
+    run(sink, "for kind in (ValueError, KeyError):\n    for _ in range(20): fail(kind)")
+    kinds = [event["exception"]["values"][0]["type"] for event in sink.of("event")]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"ValueError": 10, "KeyError": 10}
+
+
+def test_kinds_have_an_end(sink: Sink) -> None:
+    lines = run(sink, "for n in range(1000): report.issue('new each time', str(n))")
+    taken = len(sink.of("event")) + dropped(lines).get("queue", 0)
+    assert taken == report.MAX_KINDS
+    assert dropped(lines)["fingerprints"] == 1000 - report.MAX_KINDS
+
+
+def test_an_issue_has_a_reason_and_no_line(sink: Sink) -> None:
+    lines = run(sink, "report.issue('heartbeat failed', 'invalid_payload', device_id='d1', said='a b')")
+    assert [line["event"] for line in lines] == ["dropped"]
+    (event,) = sink.of("event")
+    assert event["message"] == "heartbeat failed: invalid_payload"
+    assert event["fingerprint"] == ["heartbeat failed", "invalid_payload"]
+    assert (event["level"], event["tags"]["device_id"], event["extra"]["said"]) == ("warning", "d1", "a b")
+
+
+def test_an_error_in_the_log_is_an_event_and_a_warning_is_none(sink: Sink) -> None:
+    run(sink, "log.error('worker failed', worker=1, reason='crash'); log.warning('redis is not up')")
+    (event,) = sink.of("event")
+    assert (event["message"], event["fingerprint"]) == ("worker failed", ["worker failed", "crash"])
+    assert (str(event["tags"]["worker"]), event["tags"]["reason"]) == ("1", "crash")
+
+
+PASSING = """
+import socket
+class InvalidTokenError(Exception): pass
+class ExpiredSignatureError(InvalidTokenError): pass
+for kind in (TimeoutError, ConnectionResetError, BrokenPipeError, socket.gaierror, ExpiredSignatureError):
+    fail(kind)
+"""
+
+
+def test_weather_is_no_event_but_a_line(sink: Sink) -> None:
+    lines = run(sink, PASSING)
+    assert sink.items == []
+    assert len(lines) == 6
+    assert dropped(lines) == {"ignored": 5}
 
 
 @pytest.mark.parametrize(("debug", "sent"), [("false", 0), ("true", 1)])
-def test_development_sends_nothing_unless_debugging(
-    sink: tuple[str, list[dict[str, Any]]], debug: str, sent: int
-) -> None:
-    dsn, events = sink
-    output(RAISING, env={"SENTRY_DSN": dsn, "VIZORA_ENV": "development", "SENTRY_DEBUG": debug})
-    assert len(events) == sent
+def test_development_sends_nothing_unless_debugging(sink: Sink, debug: str, sent: int) -> None:
+    lines = run(
+        sink,
+        "fail(ValueError)\nfor _ in range(20): report.traced(report.REQUEST, 'GET /', 1, 200)",
+        VIZORA_ENV="development",
+        SENTRY_DEBUG=debug,
+        SENTRY_TRACES_SAMPLE_RATE="1",
+        VIZORA_LOGGING__LEVEL="WARNING",
+    ) or [{}]
+    assert len(sink.of("event")) == sent
+    assert bool(sink.of("transaction")) is bool(sent)
+    assert all("[sentry]" not in line.get("event", "") for line in lines), "what the SDK says is a line like others"
+
+
+@pytest.mark.parametrize(("status", "why"), [(500, "network"), (429, "quota")])
+def test_what_the_sink_refuses_is_counted(sink: Sink, status: int, why: str) -> None:
+    sink.status = status
+    assert dropped(run(sink, "fail(ValueError)")) == {why: 1}
+
+
+def test_while_nobody_takes_them_events_are_counted_and_the_end_is_bounded() -> None:
+    code = START + "for n in range(200): report.issue('a', str(n))\nimport time\nat = time.monotonic()" + END
+    code += "assert time.monotonic() - at < 6"
+    lines = records(code, env={"SENTRY_DSN": "http://public@127.0.0.1:9/1", **STAGING})
+    counts = dropped(lines)
+    assert set(counts) <= {"network", "queue"} and sum(counts.values()) > 0
 
 
 def test_without_a_dsn_sentry_is_off() -> None:
-    assert report.start_sentry(Config(logging=Logging()), "worker-0") is False
-    report.capture(ValueError("nobody gets this"))
+    assert report.start_sentry(Config(), "worker-0") is False
+    report.issue("nobody", "gets this")
+    report.traced(report.MESSAGE, "heartbeat", 1, "ok")
+    with report.Trace(report.REQUEST, "GET /") as trace:
+        trace.status = 200
     report.flush(1)
+    assert report.message_share() == 0
+    assert report.dropped() == {}
+
+
+def test_a_dsn_that_is_none_stops_the_start() -> None:
+    code = "try: report.start_sentry(settings, 'x')\nexcept Exception as e: log.info(str(e), kind=type(e).__name__)"
+    (line,) = records(code, env={"SENTRY_DSN": "not a dsn"})
+    assert line["kind"] == "ConfigError" and line["event"].startswith("sentry.dsn: ")
+
+
+def test_profiling_warns_of_nothing_and_other_warnings_are_lines(sink: Sink) -> None:
+    lines = run(sink, "warnings.warn('careful')", SENTRY_PROFILES_SAMPLE_RATE="1")
+    assert ["careful" in line["event"] for line in lines] == [True, False]
+
+
+class TestTraces:
+    def test_what_is_over(self, sink: Sink) -> None:
+        code = "report.traced(report.MESSAGE, 'heartbeat', 5_000_000, 'ok', device_id='d1')"
+        run(sink, code, SENTRY_TRACES_SAMPLE_RATE="1")
+        (trace,) = sink.of("transaction")
+        assert trace["transaction"] == "heartbeat"
+        context = trace["contexts"]["trace"]
+        assert (context["op"], context["status"]) == ("websocket.message", "ok")
+        assert (trace["tags"]["process"], trace["tags"]["device_id"]) == ("worker-0", "d1")
+
+    def test_a_task_with_its_status_and_a_fault_within_it(self, sink: Sink) -> None:
+        code = (
+            "async def serve(n):\n"
+            "    with report.Trace(report.REQUEST, f'GET /{n}') as trace:\n"
+            "        await asyncio.sleep(0.1)\n"
+            "        if n: fail(ValueError, device_id='d1')\n"
+            "        trace.status = 500 if n else 200\n"
+            "async def main(): await asyncio.gather(serve(0), serve(1))\n"
+            "asyncio.run(main())"
+        )
+        run(sink, code, SENTRY_TRACES_SAMPLE_RATE="1", SENTRY_PROFILES_SAMPLE_RATE="1")
+        traces = {trace["transaction"]: trace for trace in sink.of("transaction")}
+        assert [traces[name]["contexts"]["trace"]["status"] for name in ("GET /0", "GET /1")] == [
+            "ok",
+            "internal_error",
+        ]
+        (event,) = sink.of("event")
+        assert event["contexts"]["trace"]["trace_id"] == traces["GET /1"]["contexts"]["trace"]["trace_id"]
+        assert not any("device_id" in trace["tags"] for trace in traces.values()), "a scope is of one event"
+        assert len(sink.of("profile")) == 2
+
+    def test_a_client_that_does_not_wait(self, sink: Sink) -> None:
+        code = (
+            "async def main():\n"
+            "    async def serve():\n"
+            "        with report.Trace(report.REQUEST, 'GET /'): await asyncio.sleep(9)\n"
+            "    task = asyncio.create_task(serve())\n"
+            "    await asyncio.sleep(0)\n"
+            "    task.cancel()\n"
+            "asyncio.run(main())"
+        )
+        run(sink, code, SENTRY_TRACES_SAMPLE_RATE="1")
+        assert sink.of("transaction")[0]["contexts"]["trace"]["status"] == "invalid_argument"
+
+    def test_at_most_so_many_a_second(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 0.0
+        monkeypatch.setattr("time.monotonic", lambda: now)
+        sentry = report.Sentry(Config(sentry=config.Sentry(traces_sample_rate=1.0)))
+        for kind in (report.REQUEST, report.HANDSHAKE, report.MESSAGE):
+            taken = []
+            for second in range(3):
+                now = second + 0.5
+                taken.append(sum(sentry.sampled(kind) for _ in range(1000)))
+            assert taken == [report.TRACES_PER_SECOND] * 3
+
+    @pytest.mark.parametrize("rate", [0.0, 0.0001, 0.1, 0.25, 1.0])
+    def test_the_share(self, rate: float) -> None:
+        """What the dispatcher looks at, times what of it is taken, is the rate: exactly, whatever it is."""
+        sentry = report.Sentry(Config(sentry=config.Sentry(traces_sample_rate=rate)))
+        chance = sentry._samplers[report.MESSAGE]._chance
+        assert sentry.share / report.SHARES * chance == pytest.approx(rate)
+        assert 0 <= chance <= 1
+
+
+def test_the_faults_that_nobody_caught(sink: Sink) -> None:
+    code = (
+        "import threading, gc\n"
+        "class Bad:\n    def __del__(self): raise LookupError('in a finalizer')\n"
+        "Bad()\n"
+        "thread = threading.Thread(target=lambda: 1 / 0)\nthread.start(); thread.join()\n"
+        "async def main():\n"
+        "    loop = asyncio.get_running_loop()\n"
+        "    loop.set_exception_handler(report.on_loop_exception)\n"
+        "    loop.call_soon(lambda: {}['in the loop'])\n"
+        "    await asyncio.sleep(0)\n"
+        "asyncio.run(main())\n"
+    )
+    lines = run(sink, code)
+    assert [line["level"] for line in lines[:-1]] == ["error"] * 3
+    kinds = [event["exception"]["values"][0]["type"] for event in sink.of("event")]
+    assert sorted(kinds) == ["KeyError", "LookupError", "ZeroDivisionError"]
+
+
+def test_what_ends_the_process_is_a_line_and_an_event(sink: Sink) -> None:
+    """Sent before the process is gone."""
+    text = output(
+        START + "import atexit, os\nsys = __import__('sys')\n"
+        "atexit.register(lambda: os._exit(0))\n"
+        "raise ValueError('token=opaque-SECRET')",
+        env={"SENTRY_DSN": sink.dsn, **STAGING},
+    )
+    (line,) = [json.loads(each) for each in text.splitlines()]
+    assert (line["event"], line["level"]) == ("uncaught", "error")
+    assert sink.wait("event")["exception"]["values"][0]["type"] == "ValueError"
+    assert b"opaque-SECRET" not in text + sink.text

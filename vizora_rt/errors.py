@@ -12,6 +12,7 @@ class Close:
     """A close code that this server chooses (RFC 6455 section 7.4).
 
     `name` is the value of the label `reason` in metrics. Codes 4000 to 4499 say "come back", 4500 to 4999 "don't".
+    `report`: Sentry hears of it, for a player does what players of ours do not. A fault is reported as what was raised.
     """
 
     name: str
@@ -22,11 +23,11 @@ class Close:
 
 
 NORMAL = Close("normal", 1000, "")
-PROTOCOL_ERROR = Close("protocol_error", 1002, "protocol error")
-BINARY_FRAME = Close("binary_frame", 1003, "binary frames are not accepted")
-INVALID_UTF8 = Close("invalid_utf8", 1007, "invalid UTF-8")
-TOO_BIG = Close("too_big", 1009, "message too big")
-FAULT = Close("fault", 1011, "internal error", report=True)
+PROTOCOL_ERROR = Close("protocol_error", 1002, "protocol error", report=True)
+BINARY_FRAME = Close("binary_frame", 1003, "binary frames are not accepted", report=True)
+INVALID_UTF8 = Close("invalid_utf8", 1007, "invalid UTF-8", report=True)
+TOO_BIG = Close("too_big", 1009, "message too big", report=True)
+FAULT = Close("fault", 1011, "internal error")
 RESTARTING = Close("restarting", 1012, "service restart")
 OVERLOADED_CLOSE = Close("overloaded", 1013, "try again later")
 SILENT = Close("silent", 4000, "silent too long")
@@ -60,6 +61,7 @@ class Refusal:
 
     `code` is the word on the wire and in metrics, `message` what a Socket.IO client reads, `status` the HTTP answer.
     `retry_after`: seconds to stay away, one client's own, where that is known.
+    `report`: Sentry hears of a handshake that ends so, for it is this service that cannot.
     """
 
     code: str
@@ -76,9 +78,9 @@ AUTH_EXPIRED = Refusal("AUTH_EXPIRED", "auth_expired", 401)
 DEVICE_REVOKED = Refusal("DEVICE_REVOKED", "device_token_stale", 403)
 ORIGIN_DENIED = Refusal("ORIGIN_DENIED", "origin_denied", 403)
 RATE_LIMITED = Refusal("RATE_LIMITED", "rate_limited", 429, retryable=True)
-OVERLOADED = Refusal("OVERLOADED", "overloaded", 503, retryable=True)
+OVERLOADED = Refusal("OVERLOADED", "overloaded", 503, retryable=True, report=True)
 DRAINING = Refusal("DRAINING", "draining", 503, retryable=True)
-STORE_UNAVAILABLE = Refusal("STORE_UNAVAILABLE", "store_unavailable", 503, retryable=True)
+STORE_UNAVAILABLE = Refusal("STORE_UNAVAILABLE", "store_unavailable", 503, retryable=True, report=True)
 
 HANDSHAKE_REFUSALS = (
     AUTH_INVALID,
@@ -109,7 +111,7 @@ CONTENT_TOO_LARGE = Refusal("CONTENT_TOO_LARGE", "content too large", 413)
 URI_TOO_LONG = Refusal("URI_TOO_LONG", "URI too long", 414)
 UPGRADE_REQUIRED = Refusal("UPGRADE_REQUIRED", "upgrade required", 426)
 HEADERS_TOO_LARGE = Refusal("HEADERS_TOO_LARGE", "request header fields too large", 431)
-INTERNAL = Refusal("INTERNAL", "internal error", 500, retryable=True, report=True)
+INTERNAL = Refusal("INTERNAL", "internal error", 500, retryable=True)
 HTTP_VERSION = Refusal("HTTP_VERSION", "HTTP version not supported", 505)
 
 # Messages.

@@ -120,7 +120,7 @@ LIMITS = (
 
 WORKER_STATES = ("starting", "ready", "hung", "draining")
 RESTART_REASONS = ("crash", "hung", "boot", "roll")
-SENTRY_DROPS = ("rate", "fingerprints", "queue", "network", "ignored", "development")
+SENTRY_DROPS = ("rate", "fingerprints", "queue", "quota", "network", "ignored", "development")
 NODE_GC_KINDS = ("minor", "major", "incremental", "weakcb")
 # fmt: on
 

@@ -1,70 +1,84 @@
-"""Tell operators what happened: log lines on stderr, faults to Sentry. The only `sentry_sdk`.
+"""Tell operators what happened: log lines on stderr, faults and traces to Sentry. The only `sentry_sdk`.
 
     log = report.logger("worker")
     log.info("device refused", device_id=device, code="AUTH_EXPIRED")
+    log.exception("handler failed", error, device_id=device)        # a line with its traceback, and an event
+    report.issue("heartbeat failed", "store", device_id=device)     # no line: whatever peers can cause at will
 
-One line each, JSON or console. Whatever a value holds, it cannot end its line or begin another (CWE-117), and it is
-scrubbed of credentials. Nothing here is for the hot path.
+Nothing here is for the hot path, except that an event past its rate costs one look-up.
+
+Sentry gets unhandled exceptions, errors in the log, HTTP 5xx, failed connections, failed heartbeats and content errors
+as events, and a share of requests, handshakes and messages as traces. It gets no timeout, reset, DNS failure or token
+that is not valid; nothing in development unless `sentry.debug`; no credential, picture or local variable. Ids are tags.
 """
 
 import asyncio
-import json
 import logging
-import os
-import re
+import random
+import sys
+import threading
+import time
 import traceback
+import warnings
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any
+from contextlib import ExitStack
+from math import ceil
+from types import TracebackType
+from typing import Any, Final, Self
 
 import sentry_sdk
-from sentry_sdk.types import Event, Hint
+from sentry_sdk.tracing import Transaction
+from sentry_sdk.transport import HttpTransport
+from sentry_sdk.types import Event
+from sentry_sdk.utils import BadDsn, Dsn
 
+from vizora_rt import lines, scrub
+from vizora_rt.app.limits import Window
 from vizora_rt.config import Config
+from vizora_rt.errors import ConfigError
+from vizora_rt.scrub import clean, tree
 
-LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
-
-MAX_TEXT = 2048
-"""Characters of one value. An id has 128 and a message of a fault a few hundred: more is somebody filling the disk."""
-
-MAX_TRACEBACK = 32_768
-MAX_DEPTH = 6
-
-REMOVED = "<removed>"
-
-SECRET_KEY = re.compile(r"token|secret|passw|authorization|cookie|api[-_]?key|dsn|imagedata", re.IGNORECASE)
-
-# Each is linear in the text, whatever a peer put there: possessive, anchored to the start of a run, or bounded.
-SECRETS = (
-    (re.compile(r"(?<![\w-])(?=[\w-]*?eyJ)[\w-]++\.[\w-]++(?:\.[\w-]*+)?"), REMOVED),
-    (re.compile(r"(\bbearer[ .])[^\s,;\"']+", re.IGNORECASE), rf"\1{REMOVED}"),
-    (re.compile(r"((?:token|secret|passw|api[-_]?key)[\w-]{0,32}=)[^&\s;,\"']+", re.IGNORECASE), rf"\1{REMOVED}"),
-    (re.compile(r"((?:authorization|cookie|api[-_]key)['\"]?: ?)[^\r\n]+", re.IGNORECASE), rf"\1{REMOVED}"),
-    (re.compile(r"(://)[^/\s@]+@"), rf"\1{REMOVED}@"),
-    (re.compile(r"(;base64,)[\w+/=]+"), rf"\1{REMOVED}"),
-)
+PER_MINUTE: Final = 10
+"""Events of one kind: enough to see that it goes on, and an outage does not spend the quota (observability.md)."""
+MAX_KINDS: Final = 256
+"""Kinds that are told apart in a minute. They come from code, a few dozen; a fault that makes more is one too many."""
 
 PASSING = (TimeoutError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 """The weather of a network with thousands of screens in it: no issue for Sentry."""
 
-PASSING_NAMES = frozenset({"gaierror", "herror", "InvalidTokenError"})
+PASSING_NAMES = frozenset({"TimeoutError", "gaierror", "herror", "InvalidTokenError"})
 """The same, of modules that are not imported here: failures of DNS, tokens that are not valid."""
 
-CONTROLS = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+TAGS: Final = frozenset(
+    {"device_id", "organization_id", "user_id", "worker", "event", "message", "method", "path", "status", "reason",
+     "name"}
+)  # fmt: skip
+"""Fields that issues are searched by; the others go along as they are."""
+
+REQUEST: Final = "http.server"
+HANDSHAKE: Final = "websocket.server"
+MESSAGE: Final = "websocket.message"
+TRACES_PER_SECOND: Final = 50
+"""Of each of the three: a trace costs 0.2 ms, so that all are a few percent of a core in the worst storm."""
+
+SHARES: Final = 1024
+"""A message is looked at when `ns % SHARES < report.message_share()`, with `ns` the clock that it is timed with: the
+low bits of a clock of nanoseconds are dice that are thrown already."""
+
+LOST: Final = {"full_queue": "queue", "self_rate_limits": "quota", "status_429": "quota"}
+"""What the SDK calls it when it loses an event, as label values; all else is the network's."""
 
 
-class Settings:
-    """What `configure` set for this process."""
+class State:
+    """Sentry in this process, once `start_sentry` has switched it on, and what was not sent."""
 
-    __slots__ = ("console", "level", "process")
+    __slots__ = ("dropped", "lock", "sentry")
 
     def __init__(self) -> None:
-        self.level = LEVELS["INFO"]
-        self.console = False
-        self.process = ""
-
-
-_settings = Settings()
+        self.sentry: Sentry | None = None
+        # The SDK counts in a thread of its own.
+        self.lock = threading.Lock()
+        self.dropped: dict[str, int] = {}
 
 
 class Logger:
@@ -76,21 +90,136 @@ class Logger:
         self.name = name
 
     def debug(self, event: str, /, **fields: object) -> None:
-        _write("DEBUG", self.name, event, fields)
+        lines.write("DEBUG", self.name, event, fields)
 
     def info(self, event: str, /, **fields: object) -> None:
-        _write("INFO", self.name, event, fields)
+        lines.write("INFO", self.name, event, fields)
 
     def warning(self, event: str, /, **fields: object) -> None:
-        _write("WARNING", self.name, event, fields)
+        lines.write("WARNING", self.name, event, fields)
 
     def error(self, event: str, /, **fields: object) -> None:
-        _write("ERROR", self.name, event, fields)
+        """Somebody must look. Not for what peers can cause."""
+        lines.write("ERROR", self.name, event, fields)
+        if _state.sentry is not None:
+            _state.sentry.send((event, str(fields.get("reason", ""))), event, "error", fields)
 
     def exception(self, event: str, /, error: BaseException, **fields: object) -> None:
-        """A fault of ours: the line carries its traceback, and Sentry gets it."""
-        _write("ERROR", self.name, event, fields, error)
-        capture(error, **fields)
+        """A fault of ours: the line carries its traceback, and Sentry gets it. Past so many a minute of a kind the next
+        line says how many there were."""
+        kind = (self.name, event, type(error).__name__)
+        lines.limited(kind, "ERROR", self.name, event, fields, error)
+        if _state.sentry is not None:
+            _state.sentry.send((type(error).__name__, _place(error)), event, "error", fields, error)
+
+
+class _Transport(HttpTransport):
+    """Counts what is lost on the way."""
+
+    def on_dropped_event(self, reason: str) -> None:
+        _drop(LOST.get(reason, "network"))
+
+
+class _Sampler:
+    """Which of many are traced: a share, and so many a second at most."""
+
+    __slots__ = ("_chance", "_left", "_second")
+
+    def __init__(self, chance: float) -> None:
+        self._chance = chance
+        self._second = -1
+        self._left = 0
+
+    def take(self) -> bool:
+        if random.random() >= self._chance:
+            return False
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._left = second, TRACES_PER_SECOND
+        self._left -= 1
+        return self._left >= 0
+
+
+class Sentry:
+    """Sentry in this process. Scopes are of one event or trace, never of a connection."""
+
+    __slots__ = ("_kinds", "_quiet", "_rate", "_samplers", "share")
+
+    def __init__(self, config: Config) -> None:
+        self._quiet = config.development and not config.sentry.debug
+        self._kinds = Window(PER_MINUTE, 60, MAX_KINDS)
+        self._rate = 0.0 if self._quiet else config.sentry.traces_sample_rate
+        self.share = ceil(self._rate * SHARES)
+        # A message that is looked at has passed `share` of SHARES already.
+        looked_at = self._rate * SHARES / self.share if self.share else 0.0
+        self._samplers = {kind: _Sampler(self._rate) for kind in (REQUEST, HANDSHAKE)} | {MESSAGE: _Sampler(looked_at)}
+
+    def send(
+        self,
+        kind: tuple[str, str],
+        message: str,
+        level: str,
+        fields: Mapping[str, object],
+        error: BaseException | None = None,
+    ) -> None:
+        """An event, unless there were enough of its kind."""
+        if error is not None and passing(error):
+            _drop("ignored")
+        elif self._quiet:
+            _drop("development")
+        elif self._kinds.take(kind, time.monotonic()):
+            with sentry_sdk.new_scope() as scope:
+                scope.fingerprint = [part for part in kind if part]
+                scope.set_level(level)  # type: ignore[arg-type]
+                _describe(scope, fields)
+                if error is None:
+                    scope.capture_event({"message": message})
+                else:
+                    scope.set_extra("log", message)
+                    scope.capture_exception(error)
+        else:
+            _drop("rate" if kind in self._kinds else "fingerprints")
+
+    def sampled(self, kind: str) -> bool:
+        return self._samplers[kind].take()
+
+    def begin(self, kind: str, name: str, seconds: float = 0.0) -> Transaction:
+        """A transaction that began so many seconds ago, in the present scope."""
+        began = time.time() - seconds
+        found = sentry_sdk.start_transaction(op=kind, name=name, source="route", start_timestamp=began, sampled=True)
+        assert isinstance(found, Transaction)
+        found.sample_rate = self._rate
+        return found
+
+
+class Trace:
+    """`with report.Trace(...)`: a task that is traced if it is one of the share, and may be profiled meanwhile."""
+
+    __slots__ = ("_kind", "_name", "_stack", "_transaction", "status")
+
+    def __init__(self, kind: str, name: str) -> None:
+        self._kind = kind
+        self._name = name
+        self._stack = ExitStack()
+        self._transaction: Transaction | None = None
+        self.status = 499
+        """nginx's status for a client that did not wait; to be set once there is an answer."""
+
+    def __enter__(self) -> Self:
+        sentry = _state.sentry
+        if sentry is not None and sentry.sampled(self._kind):
+            self._stack.enter_context(sentry_sdk.isolation_scope())
+            self._transaction = sentry.begin(self._kind, self._name)
+            self._stack.enter_context(self._transaction)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if self._transaction is not None:
+            self._transaction.set_http_status(self.status)
+        self._stack.close()
+
+
+_state = State()
 
 
 def logger(name: str) -> Logger:
@@ -98,12 +227,12 @@ def logger(name: str) -> Logger:
 
 
 def configure(config: Config, process: str) -> None:
-    """Set this process's format, level and name, and lead the standard library's log records into the same lines."""
-    _settings.level = LEVELS[config.logging.level]
-    _settings.console = config.logging.format == "console"
-    _settings.process = process
-    logging.basicConfig(level=logging.WARNING, handlers=[_Bridge()], force=True)
-    logging.captureWarnings(True)
+    """Set this process's format, level and name, and lead whatever else would write to stderr into the same lines."""
+    scrub.learn(config)
+    lines.configure(config, process)
+    sys.excepthook = _on_uncaught
+    threading.excepthook = lambda fault: _on_uncaught(fault.exc_type, fault.exc_value, fault.exc_traceback)
+    sys.unraisablehook = _on_unraisable
 
 
 def start_sentry(config: Config, process: str) -> bool:
@@ -114,53 +243,82 @@ def start_sentry(config: Config, process: str) -> bool:
     """
     if not config.sentry.dsn:
         return False
-    quiet = config.development and not config.sentry.debug
-    sentry_sdk.init(
-        dsn=config.sentry.dsn,
-        release=config.sentry.release or None,
-        environment=config.environment,
-        traces_sample_rate=config.sentry.traces_sample_rate,
-        profiles_sample_rate=config.sentry.profiles_sample_rate,
-        debug=config.sentry.debug,
-        before_send=lambda event, hint: None if quiet else before_send(event, hint),
-        before_send_transaction=lambda event, _: None if quiet else _scrubbed(event),
-        default_integrations=False,
-        auto_enabling_integrations=False,
-        auto_session_tracking=False,
-        include_local_variables=False,
-        send_default_pii=False,
-        max_request_body_size="never",
-    )
-    sentry_sdk.set_tag("process", process)
+    try:
+        Dsn(config.sentry.dsn)
+    except BadDsn as error:
+        raise ConfigError(f"sentry.dsn: {str(error).lower()}") from None
+    # The SDK would write to stderr in a format of its own.
+    own = logging.getLogger("sentry_sdk.errors")
+    own.handlers.clear()
+    own.filters.clear()
+    own.setLevel(logging.DEBUG if config.sentry.debug else logging.CRITICAL)
+    with warnings.catch_warnings():
+        # Of profiles_sample_rate, which is what operators have.
+        warnings.filterwarnings("ignore", "Transaction-based profiling is deprecated", DeprecationWarning)
+        sentry_sdk.init(
+            dsn=config.sentry.dsn,
+            release=config.sentry.release or None,
+            environment=config.environment,
+            transport=_Transport,
+            traces_sample_rate=config.sentry.traces_sample_rate,
+            profiles_sample_rate=config.sentry.profiles_sample_rate,
+            debug=config.sentry.debug,
+            before_send=lambda event, _: _scrubbed(event),
+            before_send_transaction=lambda event, _: _scrubbed(event),
+            default_integrations=False,
+            auto_enabling_integrations=False,
+            auto_session_tracking=False,
+            enable_backpressure_handling=False,
+            include_local_variables=False,
+            max_request_body_size="never",
+            send_client_reports=False,
+        )
+    sentry_sdk.get_global_scope().set_tag("process", process)
+    _state.sentry = Sentry(config)
     return True
 
 
-def capture(error: BaseException, **tags: object) -> None:
-    """Hand a fault to Sentry, with ids as tags. Does nothing while Sentry is off."""
-    if sentry_sdk.is_initialized():
-        with sentry_sdk.new_scope() as scope:
-            for name, value in tags.items():
-                scope.set_tag(name, clean(value, name))
-            scope.capture_exception(error)
+def issue(kind: str, why: str, level: str = "warning", /, **fields: object) -> None:
+    """Tell Sentry of what is no exception, `why` of a closed set. Does nothing while Sentry is off."""
+    if _state.sentry is not None:
+        _state.sentry.send((kind, why), f"{kind}: {why}", level, fields)
+
+
+def traced(kind: str, name: str, ns: int, status: int | str, **fields: object) -> None:
+    """Trace what is over and took so long, if it is one of the share."""
+    sentry = _state.sentry
+    if sentry is None or not sentry.sampled(kind):
+        return
+    with sentry_sdk.isolation_scope() as scope:
+        transaction = sentry.begin(kind, name, ns / 1e9)
+        _describe(scope, fields)
+        if isinstance(status, int):
+            transaction.set_http_status(status)
+        else:
+            transaction.set_status(status)
+        transaction.finish()
+
+
+def message_share() -> int:
+    """Of SHARES messages, how many are looked at. 0 while Sentry is off."""
+    return 0 if _state.sentry is None else _state.sentry.share
+
+
+def dropped() -> dict[str, int]:
+    """How many events were not sent, by reason: what `sentry_dropped_total` counts."""
+    with _state.lock:
+        return dict(_state.dropped)
 
 
 def flush(seconds: float) -> None:
     """Send what waits for Sentry; returns after `seconds` at the latest."""
-    if sentry_sdk.is_initialized():
+    if _state.sentry is not None:
         sentry_sdk.flush(timeout=seconds)
 
 
-def before_send(event: Event, hint: Hint) -> Event | None:
-    """What Sentry may know: nothing of passing faults, no credential of any."""
-    error = hint.get("exc_info", (None, None, None))[1]
-    if isinstance(error, PASSING) or any(kind.__name__ in PASSING_NAMES for kind in type(error).__mro__):
-        return None
-    return _scrubbed(event)
-
-
-def _scrubbed(event: Event) -> Event:
-    # Sentry's own event fields are kept as they are: `clean` would shorten a stack trace.
-    return _scrub_tree(event)  # type: ignore[no-any-return]
+def passing(error: BaseException) -> bool:
+    """Whether it is weather, and no fault."""
+    return isinstance(error, PASSING) or any(kind.__name__ in PASSING_NAMES for kind in type(error).__mro__)
 
 
 def on_loop_exception(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
@@ -168,89 +326,47 @@ def on_loop_exception(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) 
     log = Logger("asyncio")
     text = str(context.get("message", "unhandled"))
     error = context.get("exception")
+    # A connection knows whose it is.
+    identity = getattr(context.get("protocol"), "identity", None)
+    ids = {} if identity is None else {f"{identity.kind}_id": identity.id, "organization_id": identity.organization_id}
     if isinstance(error, BaseException):
-        log.exception("unhandled in the event loop", error, message=text)
+        log.exception("unhandled in the event loop", error, message=text, **ids)
     else:
-        log.error("unhandled in the event loop", message=text)
+        log.error("unhandled in the event loop", message=text, **ids)
 
 
-def scrub(text: str) -> str:
-    """`text` without tokens, secrets, credentials in URLs and image data."""
-    for pattern, replacement in SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
+def _on_uncaught(kind: type[BaseException], error: BaseException | None, _: TracebackType | None) -> None:
+    if error is None or not issubclass(kind, Exception):
+        return  # Ctrl-C, or an exit
+    Logger("python").exception("uncaught", error)
+    flush(2.0)
 
 
-def clean(value: object, key: str = "", depth: int = MAX_DEPTH) -> Any:
-    """`value` as JSON can hold it: scrubbed, bounded, no lone surrogates, no NaN (RFC 8259 section 6)."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else str(value)
-    if depth == 0:
-        return "..."
-    if isinstance(value, Mapping):
-        return {str(k): clean(v, str(k), depth - 1) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [clean(item, key, depth - 1) for item in value]
-    text = value if isinstance(value, str) else repr(value) if isinstance(value, bytes) else str(value)
-    return _text(REMOVED if text and SECRET_KEY.search(key) else text, MAX_TEXT)
+def _on_unraisable(fault: "sys.UnraisableHookArgs") -> None:
+    if isinstance(fault.exc_value, Exception):
+        Logger("python").exception("uncaught where nobody can catch", fault.exc_value, message=str(fault.err_msg or ""))
 
 
-def _text(text: str, limit: int) -> str:
-    """At most `limit` characters. A cut falls between words: half a token is a token that no pattern knows."""
-    size = len(text)
-    if size > limit:
-        text = text[:limit].rpartition(" ")[0]
-    text = scrub(text).encode("utf-8", "backslashreplace").decode()
-    return text if size <= limit else f"{text}... ({size} characters)"
+def _drop(why: str) -> None:
+    with _state.lock:
+        _state.dropped[why] = _state.dropped.get(why, 0) + 1
 
 
-def _scrub_tree(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict):
-        return {k: _scrub_tree(v, str(k)) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_scrub_tree(item, key) for item in value]
-    if isinstance(value, str):
-        return REMOVED if value and SECRET_KEY.search(key) else scrub(value)
-    return value
+def _describe(scope: sentry_sdk.Scope, fields: Mapping[str, object]) -> None:
+    for name, value in fields.items():
+        if value is not None and value != "":
+            (scope.set_tag if name in TAGS else scope.set_extra)(name, clean(value, name))
 
 
-def _write(level: str, name: str, event: str, fields: Mapping[str, object], error: BaseException | None = None) -> None:
-    if LEVELS[level] < _settings.level:
-        return
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    record: dict[str, Any] = {"time": now, "level": level.lower(), "logger": name, "event": clean(event)}
-    if _settings.process:
-        record["process"] = _settings.process
-    for key, value in fields.items():
-        record[f"{key}_" if key in record or key == "traceback" else key] = clean(value, key)
-    if error is not None:
-        record["traceback"] = _text("".join(traceback.format_exception(error)), MAX_TRACEBACK)
-    line = (_console(record) if _settings.console else json.dumps(record).translate({0x7F: "\\u007f"})) + "\n"
-    try:
-        # One write call: lines of the supervisor and its workers share the pipe, and up to PIPE_BUF it is atomic.
-        os.write(2, line.encode())
-    except OSError:
-        pass
+def _place(error: BaseException) -> str:
+    """The innermost function of ours that it went through: the same fault of a thousand screens is one issue."""
+    place = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("vizora_rt."):
+            place = f"{module}.{frame.f_code.co_qualname}"
+    return place
 
 
-def _console(record: dict[str, Any]) -> str:
-    """A line for people; a traceback follows it, indented, so that no line of it looks like a record."""
-    lines = record.pop("traceback", "").splitlines()
-    time, level, name, event = (record.pop(key) for key in ("time", "level", "logger", "event"))
-    fields = " ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in record.items())
-    head = f"{time[11:23]} {level.upper():7} {name:10} {event}  {fields}".rstrip()
-    return "\n    ".join(line.translate(CONTROLS) for line in (head, *lines))
-
-
-class _Bridge(logging.Handler):
-    """Records of libraries and of asyncio become lines like ours."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            level = next((name for name, number in reversed(LEVELS.items()) if record.levelno >= number), "DEBUG")
-            error = record.exc_info[1] if record.exc_info else None
-            _write(level, record.name, record.getMessage(), {}, error)
-        except Exception:
-            self.handleError(record)
+def _scrubbed(event: Event) -> Event:
+    return tree(event)  # type: ignore[no-any-return]

@@ -301,6 +301,7 @@ class Supervisor:
         self._generation += 1
         self._rolling = True
         report.configure(new, "supervisor")
+        report.start_sentry(new, "supervisor")
         log.info("reloading", workers=len(self._slots))
         await self._advance()
 
@@ -398,6 +399,8 @@ class Supervisor:
         states: list[str] = [process.state for process in self._processes]
         for state in WORKER_STATES:
             self._scrapes.totals.gauge("workers", state).value = states.count(state)
+        for why, count in report.dropped().items():
+            self._scrapes.totals.counter("sentry_dropped_total", why).value = count
 
     def status(self) -> dict[str, Any]:
         """The body of `GET /status`."""

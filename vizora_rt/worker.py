@@ -179,6 +179,7 @@ class Worker:
     def _build(self, index: int, node: str, redis_url: str) -> None:
         self._metrics = Metrics(self._config.metrics)
         self._pulse = Pulse(self._metrics)
+        self._metrics.on_collect(lambda: count_dropped(self._metrics))
         self._wheel = Wheel(self._loop.time)
         self._store = Store(self._config.redis, redis_url, self._metrics, name=f"vizora-worker-{index}")
         self._gateway = Gateway(self._config, index, node, redis_url, self._metrics, self._wheel, self._store)
@@ -321,13 +322,19 @@ class Worker:
         return 1
 
     async def _close(self) -> None:
-        report.flush(CLOSE_SECONDS)
+        # In a thread: whoever watches this loop would take it for hung.
+        await asyncio.to_thread(report.flush, CLOSE_SECONDS)
         self._channel.close()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._closed.wait()
         except TimeoutError:
             pass
+
+
+def count_dropped(metrics: Metrics) -> None:
+    for why, count in report.dropped().items():
+        metrics.counter("sentry_dropped_total", why).value = count
 
 
 async def serve(end: socket.socket, listening: socket.socket) -> int:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vizora_rt.app.limits import BURST, LONGEST_TURN, MAX_KEYS, SLACK, Budget, Meter, Rate
+from vizora_rt.app.limits import BURST, LONGEST_TURN, MAX_KEYS, SLACK, Budget, Meter, Rate, Window
 
 CLOCKS = [0.0, 1.0, 12345.678, 1e6 + 0.1, 1_764_000_000.123]
 """`now` of a process's first second, of a machine's uptime, of the epoch."""
@@ -210,3 +210,27 @@ class TestBudget:
         back = sorted(100.0 + wait + dice.random() for wait in told)
         again = [now for now in back if not budget.take(now)]
         assert len(again) <= fleet / 10
+
+
+class TestWindow:
+    def test_never_more_in_any_minute(self) -> None:
+        """A bucket of ten lets nineteen through in its first minute."""
+        window = Window(10, 60, 4)
+        taken = [at for at in range(300) if window.take("a", at / 2)]
+        assert len([at for at in taken if at < 120]) == 10
+        assert all(later - earlier >= 120 for earlier, later in zip(taken, taken[10:], strict=False))
+
+    def test_each_key_has_its_own(self) -> None:
+        window = Window(1, 60, 4)
+        assert [window.take(key, 1.0) for key in "aabb"] == [True, False, True, False]
+
+    def test_keys_have_an_end_and_the_quiet_ones_make_room(self) -> None:
+        window = Window(2, 60, 3)
+        assert [window.take(key, 0.0) for key in "abcd"] == [True, True, True, False]
+        assert "d" not in window and "a" in window
+        assert window.take("a", 30.0)
+        assert window.take("d", 61.0)
+        assert "a" in window and "b" not in window
+        for number in range(100_000):
+            window.take(number, 61.0)
+            assert len(window) <= 3

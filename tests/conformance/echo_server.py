@@ -52,7 +52,7 @@ class Echo:
     def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
         greeted(NOT_FOUND)
 
-    def handshaken(self, ns: int) -> None:
+    def handshaken(self, ns: int, path: str) -> None:
         pass
 
     def message(self, connection: Connection, payload: str | bytes) -> None:

@@ -56,7 +56,9 @@ class ContentErrors:
         text = redact(text.decode()).encode()
         ignored = payload.context is not None and context is None
         dropped = ("ws_fields_ignored_total", ("content:error", "wrong_type"), int(ignored))
-        done = Outcome(tallies=(("content_errors_total", (kind,), 1), dropped))
+        about = {"content_id": payload.content_id, "error_code": payload.error_code, "said": payload.error_message}
+        tallies = (("content_errors_total", (kind,), 1), dropped)
+        done = Outcome(tallies=tallies, issue=("content error", kind, dict(about)))
 
         def tell(_: object) -> Outcome:
             entry = events.entry("content:error", device.id, device.organization_id, now, text)

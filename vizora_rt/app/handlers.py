@@ -36,7 +36,8 @@ class Outcome:
     `reply` is the `data` of the ack, JSON already; `degraded` the same with Redis away. With `write` all else comes
     from what it makes of the store's reply, which may be another `write`. `counts` are counters of the organisation and
     how much each grew; `tallies` are counters with closed labels: family, label values, growth. `notice` is an event
-    and its JSON for the dashboards of the organisation; `events` are such for the sender, behind the ack.
+    and its JSON for the dashboards of the organisation; `events` are such for the sender, behind the ack. `issue` is
+    what those hear of who keep the service: a kind, a reason of a closed set, and what else is known.
     """
 
     reply: bytes = b"{}"
@@ -47,6 +48,7 @@ class Outcome:
     counts: tuple[tuple[str, int], ...] = ()
     tallies: tuple[tuple[str, tuple[str, ...], int], ...] = ()
     notice: tuple[str, bytes] | None = None
+    issue: tuple[str, str, dict[str, object]] | None = None
     events: tuple[tuple[str, bytes], ...] = ()
 
 

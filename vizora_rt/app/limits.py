@@ -1,9 +1,10 @@
 """How often may it? The generic cell rate algorithm (GCRA, ITU-T I.371): one number per key, no timers.
 
 The number is the theoretical arrival time, in seconds of any one clock: a bucket of `capacity` cells that refills at
-`per_minute`. A rate of 0 switches the limit off.
+`per_minute`. A rate of 0 switches the limit off. `Window` is for few keys and small limits: it remembers each time.
 """
 
+from collections import deque
 from collections.abc import Hashable
 from itertools import islice
 from math import ceil
@@ -108,3 +109,41 @@ class Budget:
         if self._turn - now > LONGEST_TURN:
             self._turn = now + self._gap
         return ceil(self._turn - now)
+
+
+class Window:
+    """At most `limit` in any `seconds`, for each of at most `max_keys` keys, of which the quiet ones are forgotten.
+
+    A bucket would let twice its rate through in the first minute. This is exact.
+    """
+
+    __slots__ = ("_limit", "_max_keys", "_seconds", "_times")
+
+    def __init__(self, limit: int, seconds: float, max_keys: int) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._max_keys = max_keys
+        self._times: dict[Hashable, deque[float]] = {}
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._times
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def take(self, key: Hashable, now: float) -> bool:
+        """Whether there is room for one more, which then is taken."""
+        times = self._times.get(key)
+        if times is None:
+            if len(self._times) >= self._max_keys:
+                self._forget(now)
+            if len(self._times) >= self._max_keys:
+                return False
+            times = self._times[key] = deque(maxlen=self._limit)
+        elif len(times) == self._limit and now - times[0] < self._seconds:
+            return False
+        times.append(now)
+        return True
+
+    def _forget(self, now: float) -> None:
+        self._times = {key: times for key, times in self._times.items() if now - times[-1] < self._seconds}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Final
 
-from vizora_rt import errors
+from vizora_rt import errors, report
 from vizora_rt.app import auth
 from vizora_rt.app.auth import Identity
 from vizora_rt.app.limits import Budget, Meter
@@ -139,6 +139,8 @@ class Admission:
         """Count a handshake that was refused. If that will pass, not all come back in the same second."""
         self._metrics.counter("ws_handshakes_rejected_total", refusal.code).value += 1
         self._metrics.organization("ws_connections_total", organization, "rejected").value += 1
+        if refusal.report and not refusal.retry_after:  # with a turn of its own it only waits in a queue
+            report.issue("handshake refused", refusal.code, "error", organization_id=organization)
         if refusal.retryable and not refusal.retry_after:
             return replace(refusal, retry_after=RETRY_AFTER - 1 + self._budget.turn(time.monotonic()))
         return refusal

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
+from copy import copy
 from time import perf_counter_ns
 
 from vizora_rt import errors, report
+from vizora_rt.app.auth import Identity
 from vizora_rt.app.dashboards import Watch
 from vizora_rt.app.handlers import Event, Handlers, Outcome, Write
 from vizora_rt.app.limits import Rate
@@ -35,6 +37,26 @@ class Counted:
         self.timer: Timer = metrics.timer("ws_message_duration_seconds", name)
         self.unknown: Cell = metrics.counter("ws_fields_ignored_total", name, "unknown")
         self.wrong_type: Cell = metrics.counter("ws_fields_ignored_total", name, "wrong_type")
+
+
+class Traced(Timer):
+    """The timer of one message: when that is over, it is counted where all are, and a trace of it is sent."""
+
+    __slots__ = ("_cells", "_name", "_tags", "_timer")
+
+    def __init__(self, whole: Counted, part: Counted, identity: Identity) -> None:
+        self._timer = whole.timer
+        self._name = whole.name
+        self._tags = {f"{identity.kind}_id": identity.id, "organization_id": identity.organization_id}
+        self._cells = ((part.ok, whole.ok), (part.refused, whole.refused), (part.failed, whole.failed))
+
+    def observe(self, ns: int) -> None:
+        self._timer.observe(ns)
+        for mine, all_of_them in self._cells:
+            all_of_them.value += mine.value
+        ok, refused = (mine.value for mine, _ in self._cells[:2])
+        status = "ok" if ok else "invalid_argument" if refused else "internal_error"
+        report.traced(report.MESSAGE, self._name, ns, status, **self._tags)
 
 
 class Clock:
@@ -82,6 +104,7 @@ class Dispatcher:
         self._ack = Counted(metrics, "ack", None)
         self._rate = Rate(config.limits.messages_per_minute, 2 * config.limits.messages_per_minute)
         self._patience = config.limits.refusals_in_a_row
+        self._traced = report.message_share()
 
     def message(self, connection: Connection, payload: str | bytes) -> None:
         """Validate, handle, answer, count."""
@@ -98,6 +121,8 @@ class Dispatcher:
         name, ack_id, data = decoded
         counted = self._events.get(name)
         device = connection.device
+        if started % report.SHARES < self._traced:
+            counted = self._trace(counted, connection)
         if counted is None or counted.event is None or device is None:
             self._misplaced(connection, counted, name, ack_id, data, started)
             return
@@ -122,7 +147,8 @@ class Dispatcher:
         try:
             outcome = counted.event.handler(device, fields, clock.now())
         except Exception as error:
-            self._fault(connection, counted, device, error)
+            self._heartbeat_failed(counted, device, "fault")
+            self._failed(counted, connection, error, started, device_id=device.id)
             return
         if outcome.write is not None:
             self._write(connection, counted, outcome.write, ack_id, started)
@@ -136,6 +162,14 @@ class Dispatcher:
             connection.session.send(dialect.encode_success(ack_id, reply, clock.iso))
         counted.ok.value += 1
         counted.timer.observe(perf_counter_ns() - started)
+
+    def _trace(self, counted: Counted | None, connection: Connection) -> Counted | None:
+        if counted is None:
+            return None
+        part = copy(counted)
+        part.ok, part.refused, part.failed = Cell(), Cell(), Cell()
+        part.timer = Traced(counted, part, connection.identity)
+        return part
 
     def _aside(self, connection: Connection, aside: Aside, started: int) -> None:
         """What is no message."""
@@ -171,6 +205,7 @@ class Dispatcher:
         else:
             if name == "heartbeat":
                 self._metrics.counter("heartbeat_errors_total", "not_allowed").value += 1
+                report.issue("heartbeat failed", "not_allowed", organization_id=connection.identity.organization_id)
             self._refuse(connection, counted, errors.NOT_ALLOWED, name, ack_id, started)
 
     def _view(
@@ -198,9 +233,7 @@ class Dispatcher:
         try:
             outcome = counted.event.viewer(watch, fields, self.clock.now())
         except Exception as error:
-            counted.failed.value += 1
-            log.exception("handler failed", error, message=counted.name, user_id=connection.identity.id)
-            connection.close(errors.FAULT)
+            self._failed(counted, connection, error, started, user_id=connection.identity.id)
             return
         self._settle(connection, counted, outcome, ack_id, started)
 
@@ -232,6 +265,9 @@ class Dispatcher:
         if outcome.refusal is not None:
             self._decline(connection, counted, outcome, ack_id, started)
             return
+        if outcome.issue is not None:
+            kind, why, more = outcome.issue
+            report.issue(kind, why, device_id=connection.identity.id, organization_id=organization, **more)
         if outcome.notice is not None:
             self.notify(organization, *outcome.notice)
         connection.refusals = 0
@@ -298,11 +334,12 @@ class Dispatcher:
         extra: dict[str, object] = {"details": invalid.details}
         self._refuse(connection, counted, errors.INVALID_PAYLOAD, counted.name, ack_id, started, extra)
 
-    def _fault(self, connection: Connection, counted: Counted, device: Device, error: Exception) -> None:
+    def _failed(self, counted: Counted, connection: Connection, error: Exception, started: int, **ids: str) -> None:
         """A fault of ours. The client is told to come back; the fault is reported, with the ids that find it again."""
-        self._heartbeat_failed(counted, device, "fault")
         counted.failed.value += 1
-        log.exception("handler failed", error, message=counted.name, device_id=device.id)
+        counted.timer.observe(perf_counter_ns() - started)
+        organization = connection.identity.organization_id
+        log.exception("handler failed", error, message=counted.name, organization_id=organization, **ids)
         connection.close(errors.FAULT)
 
     def _heartbeat_failed(self, counted: Counted, device: Device, reason: str) -> None:
@@ -310,6 +347,9 @@ class Dispatcher:
             device.heartbeats_failed += 1
             self._state.report(device)
             self._metrics.counter("heartbeat_errors_total", reason).value += 1
+            if reason != "fault":  # reported as what was raised
+                ids = {"device_id": device.id, "organization_id": device.organization_id}
+                report.issue("heartbeat failed", reason, **ids)
 
     def _limited(self, limit: str) -> None:
         self._metrics.counter("limits_exceeded_total", limit).value += 1

@@ -190,9 +190,10 @@ class Gateway:
             }
         )
 
-    def handshaken(self, ns: int) -> None:
+    def handshaken(self, ns: int, path: str) -> None:
         """An opening handshake took this long."""
         self._handshake_timer.observe(ns)
+        report.traced(report.HANDSHAKE, path, ns, 101)
 
     # Leaving
 
@@ -210,6 +211,9 @@ class Gateway:
         if cause is not None:
             self._metrics.counter("ws_disconnects_total", cause.name).value += 1
             self._over_message.value += cause is errors.TOO_BIG
+            if cause.report:
+                ids = {f"{identity.kind}_id": identity.id, "organization_id": identity.organization_id}
+                report.issue("connection failed", cause.name, **ids)
         device, connection.device = connection.device, None
         if device is not None and self.state.disconnect(device, connection, cause.name if cause else "client"):
             self._deliveries.disconnected(device)

@@ -43,7 +43,7 @@ class Host(Protocol):
     def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
         """Decide who it is. `greeted` is called once, perhaps later, with a connection to attach or a refusal."""
 
-    def handshaken(self, ns: int) -> None:
+    def handshaken(self, ns: int, path: str) -> None:
         """An opening handshake took this long."""
 
 
@@ -148,7 +148,7 @@ class Greeting(asyncio.Protocol):
             self._leave()
             answer = encode_frame(TEXT, socketio.connected(secrets.token_urlsafe(ID_BYTES)))
             outcome.attach(transport, answer)
-            self._lobby.gateway.handshaken(perf_counter_ns() - self._started)
+            self._lobby.gateway.handshaken(perf_counter_ns() - self._started, "/socket.io/")
         elif outcome.retryable:
             self._end(CLOSES.get(outcome, errors.OVERLOADED_CLOSE))
         else:

@@ -47,6 +47,9 @@ LIMITS: Final = {
 }
 """Which limit a request met that was refused before it was whole."""
 
+HEALTH: Final = frozenset({"/health", "/health/live", "/health/ready"})
+"""A 503 of these is an answer, and no error of ours."""
+
 PING: Final = resp.pack("PING")
 HEALTH_SECONDS: Final = 1.0
 
@@ -171,6 +174,9 @@ class Server:
         known = self.metrics.method(method)
         self.metrics.counter("http_requests_total", known, path, str(status)).value += 1
         self.metrics.timer("http_request_duration_seconds", known, path).observe(ns)
+        if status > 500 and status != errors.HTTP_VERSION.status and path not in HEALTH:
+            # A 500 is reported as what was raised, a version that we do not speak is the client's.
+            report.issue("request failed", str(status), "error", method=known, path=path, status=status)
 
     def greeted(self) -> None:
         """A connection that was upgraded for a greeting is somebody's now, or over."""
@@ -412,12 +418,13 @@ class Exchange(asyncio.Protocol):
             if transport is None or parser is None:
                 return
             if isinstance(outcome, Refusal):
+                report.traced(report.HANDSHAKE, "/ws", perf_counter_ns() - self._started, outcome.status)
                 self._leave(outcome)
                 return
             rest = parser.rest
             self._left()
             outcome.attach(transport, http.upgrade_response(accept, subprotocol or None), rest)
-            self._server.gateway.handshaken(perf_counter_ns() - self._started)
+            self._server.gateway.handshaken(perf_counter_ns() - self._started, "/ws")
 
         self._server.gateway.admit(request, self.address, settle)
 
@@ -444,17 +451,21 @@ class Exchange(asyncio.Protocol):
     def _serve(self, request: Request) -> None:
         path, answer = self._server.answer(request, self)
         if isinstance(answer, Response):
+            took = perf_counter_ns() - self._started
             self._send(request, path, answer)
+            report.traced(report.REQUEST, f"{self._server.metrics.method(request.method)} {path}", took, answer.status)
             return
         self._busy = True
         self._task = asyncio.ensure_future(self._await_answer(request, path, answer))
 
     async def _await_answer(self, request: Request, path: str, answer: Awaitable[Response]) -> None:
-        try:
-            response = await answer
-        except Exception as error:
-            log.exception("route failed", error, path=path)
-            response = refuse(errors.INTERNAL)
+        with report.Trace(report.REQUEST, f"{self._server.metrics.method(request.method)} {path}") as trace:
+            try:
+                response = await answer
+            except Exception as error:
+                log.exception("route failed", error, path=path)
+                response = refuse(errors.INTERNAL)
+            trace.status = response.status
         self._task = None
         self._send(request, path, response)
 

@@ -1,0 +1,103 @@
+"""What a heartbeat pays from its text to its queued ack, and what of that is for traces that are not taken.
+
+`without` is the same function less the lines that ask whether this message is traced, so that the difference is theirs.
+"""
+
+import asyncio
+import inspect
+import textwrap
+import types
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from vizora_rt import report
+from vizora_rt.app.auth import Identity
+from vizora_rt.app.handlers import Handlers
+from vizora_rt.app.state import Device, State
+from vizora_rt.config import Config, Limits, Sentry
+from vizora_rt.metrics import Cell, Metrics
+from vizora_rt.net import dispatch
+from vizora_rt.net.connection import Connection, Terms
+from vizora_rt.net.dispatch import Dispatcher
+from vizora_rt.net.store import Store
+from vizora_rt.net.timers import Wheel
+
+BEAT = '{"event":"heartbeat","id":7,"data":{"metrics":{"cpuUsage":41.5,"memoryUsage":60},"currentContent":"c-8213"}}'
+ROUNDS = range(1000)
+ASKS = """
+if started % report.SHARES < self._traced:
+    counted = self._trace(counted, connection)
+"""
+
+
+def without_traces() -> Callable[..., None]:
+    """`Dispatcher.message` without asking."""
+    source = textwrap.dedent(inspect.getsource(Dispatcher.message))
+    asks = textwrap.indent(ASKS.strip("\n"), " " * 4) + "\n"
+    assert source.count(asks) == 1, "the dispatcher asks in other words by now"
+    found: dict[str, Any] = {}
+    exec(compile(source.replace(asks, ""), "without", "exec"), vars(dispatch) | {}, found)
+    message: Callable[..., None] = found["message"]
+    return message
+
+
+@pytest.fixture
+def heartbeats() -> Callable[[str], Callable[[], None]]:
+    """A function that takes 1,000 heartbeats in one of the ways."""
+    config = Config(limits=Limits(messages_per_minute=0))
+
+    async def build() -> tuple[Dispatcher, Connection]:
+        metrics, state = Metrics(config.metrics), State(lambda: None)
+        wheel = Wheel(asyncio.get_running_loop().time)
+        store = Store(config.redis, "unix:///nowhere", metrics, name="bench")
+        dispatcher = Dispatcher(config, metrics, store, state, Handlers(state, config.player))
+        connection = Connection(
+            None,  # type: ignore[arg-type]
+            Terms(config, wheel, Cell(), Cell()),
+            Identity("device", "lobby-1", "acme", "", 0.0, 0.0),
+        )
+        connection.device = Device("lobby-1", "acme")
+        return dispatcher, connection
+
+    dispatcher, connection = asyncio.run(build())
+
+    def way(name: str) -> Callable[[], None]:
+        message: Callable[..., None] = dispatcher.message
+        if name == "without":
+            message = types.MethodType(without_traces(), dispatcher)
+        elif name == "unsampled":
+            # As with a DSN and a rate, of messages that are not of the share.
+            dispatcher._traced = report.Sentry(Config(sentry=Sentry(traces_sample_rate=0.1))).share
+            dispatcher._trace = lambda counted, connection: counted  # type: ignore[method-assign]
+
+        def take() -> None:
+            for _ in ROUNDS:
+                message(connection, BEAT)
+                connection.session.take_output()
+
+        return take
+
+    return way
+
+
+@pytest.mark.benchmark(group="heartbeat, 1000 times")
+@pytest.mark.parametrize("way", ["without", "off", "unsampled"])
+def test_heartbeat(benchmark: BenchmarkFixture, heartbeats: Callable[[str], Callable[[], None]], way: str) -> None:
+    benchmark(heartbeats(way))
+
+
+def test_asking_costs_under_200_ns(heartbeats: Callable[[str], Callable[[], None]]) -> None:
+    """The ways in turn, and the best round of each: what else the machine does takes from all alike."""
+    ways = {name: heartbeats(name) for name in ("without", "off", "unsampled")}
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(400):
+        for name, take in ways.items():
+            began = perf_counter_ns()
+            take()
+            best[name] = min(best[name], (perf_counter_ns() - began) / len(ROUNDS))
+    print({name: f"{ns:.0f} ns" for name, ns in best.items()})
+    assert best["unsampled"] - best["without"] < 200
