@@ -1,23 +1,20 @@
-"""The load engine: many connections in one process, what they measure, and two ways to pace them.
+"""The load engine: many connections in one process, and what they count.
 
-A scenario (`load.py`) says what is sent and when. A connection is only what a load generator needs: it knows whole
-frames, matches acks to messages by their order, and counts. `ClosedLoop` answers every ack with the next message;
-`OpenLoop` sends on a schedule whatever the server does, and a latency counts from the time on the schedule, so that a
-server that stands still cannot hide it by holding up the load (coordinated omission).
+A connection is only what a load generator needs: it knows whole frames, matches acks to messages by their order, and
+counts. When the next message goes is a pace's business (`pace.py`).
 """
 
 import asyncio
 import contextlib
 import gc
-import itertools
 import os
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Final, Protocol, cast
 
-from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
-
+from bench.histogram import Latencies
+from bench.tally import Tally
 from vizora_rt.net.dial import Ending, Endpoint, Handshake
 from vizora_rt.wire.frames import CLOSE, PING, PONG, TEXT, close_payload, encode_masked, parse_close, parse_frame
 from vizora_rt.wire.messages import JSONError, dumps, loads
@@ -26,84 +23,9 @@ from vizora_rt.wire.socketio import PATHS
 Progress = Callable[[str, float], None]
 """Is told the phase and which share of it is over."""
 
-LONGEST_US: Final = 3_600_000_000
-SPIN_NS: Final = 2_000_000
-"""The loop's timers have a grain of a millisecond: closer than this to its next message the open loop spins."""
 CONNECT_SECONDS: Final = 30.0
 LEAVE_SECONDS: Final = 5.0
 GOODBYE: Final = encode_masked(CLOSE, close_payload(1000), os.urandom(4))
-
-
-class Quantiles(NamedTuple):
-    """Of latencies, in seconds."""
-
-    total: int
-    p50: float
-    p90: float
-    p99: float
-    p999: float
-    longest: float
-
-
-class Latencies:
-    """Counted by the microsecond while a run lasts, and put into an HDR histogram after it.
-
-    HdrHistogram.record_value takes 1.5 us, a tenth of what the server takes for a message; this takes 0.1 us.
-    """
-
-    __slots__ = ("_counts",)
-
-    def __init__(self) -> None:
-        self._counts: defaultdict[int, int] = defaultdict(int)
-
-    def record(self, ns: int) -> None:
-        self._counts[ns // 1000] += 1
-
-    def quantiles(self) -> Quantiles:
-        histogram = HdrHistogram(1, LONGEST_US, 3)
-        for us, count in self._counts.items():
-            histogram.record_value(min(max(us, 1), LONGEST_US), count)
-        at = [histogram.get_value_at_percentile(share) / 1e6 for share in (50, 90, 99, 99.9, 100)]
-        return Quantiles(histogram.get_total_count(), *at)
-
-
-class Tally:
-    """What was counted since `reset`. A message from before it counts for nothing, nor does its ack."""
-
-    __slots__ = ("accepted", "closed", "latencies", "lateness", "other", "refused", "sent", "since")
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.since = perf_counter_ns()
-        self.sent = 0
-        self.accepted = 0
-        self.refused: Counter[str] = Counter()
-        self.other = 0
-        self.closed: Counter[str] = Counter()
-        self.latencies = Latencies()
-        self.lateness = Latencies()
-
-    def ack(self, payload: bytes, sent: int, now: int) -> None:
-        if sent < self.since:
-            return
-        self.latencies.record(now - sent)
-        if payload.find(b'"success":true') > 0:
-            self.accepted += 1
-            return
-        try:
-            body = loads(payload[payload.index(b"[") :])[0] if payload[:2] == b"43" else loads(payload)["data"]
-            if body["success"] is True:
-                self.accepted += 1
-            else:
-                self.refused[str(body["code"])] += 1
-        except (JSONError, LookupError, TypeError, ValueError):
-            self.refused["not an ack of ours"] += 1
-
-    @property
-    def answered(self) -> int:
-        return self.accepted + self.refused.total()
 
 
 class Pace(Protocol):
@@ -197,7 +119,6 @@ class Connection(asyncio.Protocol):
 
     def _other(self, payload: bytes) -> None:
         """No ack: an event, or in Socket.IO the handshake and pings."""
-        self._engine.tally.other += 1
         if self._hello:
             if payload == b"2" and self._transport is not None:
                 self._transport.write(encode_masked(TEXT, b"3", os.urandom(4)))
@@ -217,7 +138,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self.leave()
             if self.settled.done():
-                self._engine.tally.closed[ending.reason] += 1
+                self._engine.closed[ending.reason] += 1
             else:
                 self.settled.set_result(ending)
 
@@ -239,9 +160,11 @@ def is_socketio(endpoint: Endpoint) -> bool:
 class Engine:
     """The connections of a run."""
 
-    def __init__(self, endpoint: Endpoint, pace: Pace) -> None:
+    def __init__(self, endpoint: Endpoint, pace: Pace, tally: Tally | None = None) -> None:
         self.pace = pace
-        self.tally = Tally()
+        self.tally = tally or Tally()
+        self.closed: Counter[str] = Counter()
+        self.lateness = Latencies()
         self.handshakes = Latencies()
         self.failed: Counter[str] = Counter()
         self.connections: list[Connection] = []
@@ -263,6 +186,15 @@ class Engine:
         await asyncio.wait(tasks)
 
     async def _open(self, connection: Connection, due: int) -> None:
+        ending = await self.dial(connection)
+        if ending is None:
+            self.handshakes.record(perf_counter_ns() - due)
+            self.connections.append(connection)
+        else:
+            self.failed[ending.reason] += 1
+
+    async def dial(self, connection: Connection) -> Ending | None:
+        """Connect, and wait for the end of the handshake: None, or why there is no connection."""
         host, port, _, _, tls = self._endpoint
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -272,17 +204,21 @@ class Engine:
             ending = Ending("timeout")
         except OSError as error:
             ending = Ending(error.strerror or str(error))
-        if ending is None:
-            self.handshakes.record(perf_counter_ns() - due)
-            self.connections.append(connection)
-        else:
+        if ending is not None:
             connection.leave()
-            self.failed[ending.reason] += 1
+        return ending
+
+    def reset(self) -> None:
+        """Forget what was counted until now."""
+        self.tally.reset(perf_counter_ns())
+        self.closed.clear()
+        self.lateness = Latencies()
 
     async def leave(self) -> None:
         for connection in self.connections:
             connection.leave()
-        await asyncio.wait([connection.gone for connection in self.connections], timeout=LEAVE_SECONDS)
+        if self.connections:
+            await asyncio.wait([connection.gone for connection in self.connections], timeout=LEAVE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -296,67 +232,3 @@ def undisturbed() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()
-
-
-class ClosedLoop:
-    """Every connection keeps `in_flight` messages unacked: as fast as the server will go."""
-
-    def __init__(self, frames: Sequence[bytes], in_flight: int) -> None:
-        self._next = itertools.cycle(frames).__next__
-        self._in_flight = in_flight
-        self._running = False
-
-    def start(self, engine: Engine) -> None:
-        self._running = True
-        for connection in engine.connections:
-            self.acked(connection, self._in_flight)
-
-    def stop(self) -> None:
-        self._running = False
-
-    def acked(self, connection: Connection, count: int) -> None:
-        if self._running:
-            now = perf_counter_ns()
-            if count == 1:
-                connection.send(self._next(), (now,))
-            else:
-                connection.send(b"".join(self._next() for _ in range(count)), (now,) * count)
-
-
-class OpenLoop:
-    """`rate` messages a second in all, evenly spaced, one connection after the other."""
-
-    def __init__(self, frames: Sequence[bytes], rate: float) -> None:
-        self._next = itertools.cycle(frames).__next__
-        self._gap = 1e9 / rate
-        self._running = False
-
-    def start(self, engine: Engine) -> None:
-        self._running = True
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self._turns = itertools.cycle(engine.connections).__next__
-        self._begun = perf_counter_ns()
-        self._count = 0
-        self._run()
-
-    def stop(self) -> None:
-        self._running = False
-
-    def acked(self, connection: Connection, count: int) -> None:
-        pass
-
-    def _run(self) -> None:
-        """Send what is due by now; be back in time for the next one."""
-        if not self._running:
-            return
-        now = perf_counter_ns()
-        lateness = self._engine.tally.lateness
-        while (due := self._begun + int(self._count * self._gap)) <= now:
-            self._count += 1
-            lateness.record(now - due)
-            self._turns().send(self._next(), (due,))
-        if due - now > SPIN_NS:
-            self._loop.call_later((due - now - SPIN_NS) / 1e9, self._run)
-        else:
-            self._loop.call_soon(self._run)

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench import server
-from bench.engine import ClosedLoop, Engine, OpenLoop, Progress, Quantiles, is_socketio, undisturbed
+from bench.engine import Engine, Progress, is_socketio, undisturbed
+from bench.histogram import Quantiles
+from bench.pace import ClosedLoop, OpenLoop
 from vizora_rt.net.dial import Endpoint
 from vizora_rt.wire import socketio
 from vizora_rt.wire.frames import TEXT, encode_masked
@@ -140,7 +142,7 @@ async def run(plan: Plan, progress: Progress) -> Result:
     with undisturbed():
         engine.pace.start(engine)
         await wait(plan.warmup, "warming up", progress)
-        engine.tally.reset()
+        engine.reset()
         before = server.sample(pids)
         await wait(plan.seconds, "measuring", progress)
         after, answered = server.sample(pids), engine.tally.answered
@@ -149,7 +151,7 @@ async def run(plan: Plan, progress: Progress) -> Result:
     await engine.leave()
     tally, elapsed = engine.tally, after.at - before.at
     messages = Messages(
-        elapsed, answered, tally.sent - tally.answered, tally.refused, tally.closed, tally.latencies.quantiles()
+        elapsed, answered, tally.sent - tally.answered, tally.refused, engine.closed, tally.latencies.quantiles()
     )
     used = Server(
         len(pids),
@@ -160,7 +162,7 @@ async def run(plan: Plan, progress: Progress) -> Result:
     generator = Generator(
         (after.ran - before.ran) / elapsed,
         (after.waited - before.waited) / elapsed,
-        None if plan.rate is None else tally.lateness.quantiles(),
+        None if plan.rate is None else engine.lateness.quantiles(),
     )
     return Result(connects, messages, used if pids else None, generator, tuple(doubts(plan, generator)))
 

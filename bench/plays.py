@@ -74,7 +74,7 @@ async def run(endpoint: Endpoint, names: list[str], batch: int, seconds: float) 
     with undisturbed():
         engine.pace.start(engine)
         await asyncio.sleep(1.0)
-        engine.tally.reset()
+        engine.reset()
         before = server.sample(pids)
         await asyncio.sleep(seconds)
         after, tally = server.sample(pids), engine.tally

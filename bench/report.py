@@ -10,7 +10,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from bench.engine import Progress, Quantiles
+from bench.engine import Progress
+from bench.histogram import Quantiles
 from bench.load import Connects, Generator, Messages, Plan, Result, Server
 
 REDRAW_SECONDS = 0.9

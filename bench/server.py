@@ -3,19 +3,22 @@
 Also what /proc says of this process: a load generator that did not get its core measures itself.
 """
 
+import contextlib
 import json
 import os
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from vizora_rt.net.dial import Endpoint
 
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STATUS_SECONDS = 5.0
+STORE: Final = "store"
+"""The part of a process that is not the gateway's own: its costs are told apart."""
 
 
 class Usage(NamedTuple):
@@ -35,15 +38,29 @@ class Sample(NamedTuple):
     waited: float
 
 
+class Process(NamedTuple):
+    """One look at a process. `descriptors` is what it has open."""
+
+    name: str
+    user: float
+    system: float
+    resident: int
+    descriptors: int
+
+
 def sample(processes: Sequence[int]) -> Sample:
     return Sample(time.perf_counter(), usage(processes), time.process_time(), waited())
 
 
+def base(endpoint: Endpoint) -> str:
+    """Where HTTP is spoken, at the same port."""
+    return f"{'http' if endpoint.tls is None else 'https'}://{endpoint.authority}"
+
+
 def pids(endpoint: Endpoint) -> list[int]:
     """Supervisor and workers by `GET /status`; none when the server is of another kind."""
-    scheme = "http" if endpoint.tls is None else "https"
     try:
-        with urllib.request.urlopen(f"{scheme}://{endpoint.authority}/status", timeout=STATUS_SECONDS) as answer:
+        with urllib.request.urlopen(f"{base(endpoint)}/status", timeout=STATUS_SECONDS) as answer:
             status = json.load(answer)
         return [status["pid"], *(worker["pid"] for worker in status["workers"])]
     except (OSError, ValueError, LookupError, TypeError):
@@ -52,17 +69,29 @@ def pids(endpoint: Endpoint) -> list[int]:
 
 def usage(processes: Sequence[int]) -> Usage:
     """What the processes used until now. One that is gone counts as nothing."""
-    user = system = resident = 0
-    for pid in processes:
-        try:
-            # The command is in parentheses and may hold any character; see proc_pid_stat(5) for the rest.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        user += int(fields[11])
-        system += int(fields[12])
-        resident += int(fields[21])
-    return Usage(user / TICK, system / TICK, resident * PAGE)
+    found = [process for pid in processes if (process := look(pid)) is not None]
+    return Usage(
+        sum(process.user for process in found),
+        sum(process.system for process in found),
+        sum(process.resident for process in found),
+    )
+
+
+def look(pid: int, name: str = "", descriptors: bool = False) -> Process | None:
+    """What a process has used until now; None when there is none."""
+    try:
+        # The command is in parentheses and may hold any character; see proc_pid_stat(5) for the rest.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        held = count_descriptors(pid) if descriptors else 0
+    except OSError:
+        return None
+    return Process(name, int(fields[11]) / TICK, int(fields[12]) / TICK, int(fields[21]) * PAGE, held)
+
+
+def count_descriptors(pid: int) -> int:
+    """Since Linux 6.2 the size of the directory is their number; to list 10,000 takes milliseconds."""
+    folder = Path(f"/proc/{pid}/fd")
+    return folder.stat().st_size or sum(1 for _ in folder.iterdir())
 
 
 def waited() -> float:
@@ -71,3 +100,62 @@ def waited() -> float:
         return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def idle() -> float:
+    """Seconds that all cores of the machine together had nothing to do, since it started."""
+    fields = Path("/proc/stat").read_text().partition("\n")[0].split()
+    return (int(fields[4]) + int(fields[5])) / TICK
+
+
+class Watch:
+    """Some processes and their children, whichever they are by now, and what all of them have used.
+
+    What a process used stays in the sums when it is gone: a worker that was replaced did its work.
+    """
+
+    def __init__(self, roots: Iterable[int]) -> None:
+        self._roots = tuple(roots)
+        self._names: dict[int, str] = {}
+        self._last: dict[int, Process] = {}
+
+    def look(self) -> dict[int, Process]:
+        """Those that are there now."""
+        found = {}
+        for pid in dict.fromkeys(each for root in self._roots for each in family(root)):
+            name = self._names.get(pid) or self._name(pid)
+            process = look(pid, name, descriptors=True)
+            if process is not None:
+                found[pid] = self._last[pid] = process
+        return found
+
+    def used(self, store: bool = False) -> tuple[float, float]:
+        """User and system seconds of all that were ever seen: of the gateway's processes, or of its store."""
+        mine = [process for process in self._last.values() if (process.name == STORE) is store]
+        return sum(process.user for process in mine), sum(process.system for process in mine)
+
+    def _name(self, pid: int) -> str:
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"vizora_rt.worker" in command:
+                name = f"worker {sum(1 for known in self._names.values() if known.startswith('worker'))}"
+            elif b"valkey" in command or b"redis-server" in command:
+                name = STORE
+            elif b"vizora" in command:
+                name = "supervisor"
+            else:
+                # Not yet what it will become, or a server of another kind.
+                return command.partition(b"\0")[0].decode(errors="replace").rpartition("/")[2] or "server"
+            self._names[pid] = name
+            return name
+        return "server"
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and all that descend from it. Children belong to the thread that made them."""
+    yield pid
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                for child in (thread / "children").read_text().split():
+                    yield from family(int(child))

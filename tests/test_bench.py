@@ -20,7 +20,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from bench import engine, load, report, server, tokens
+from bench import engine, histogram, load, pace, report, server, tally, tokens
 from tests.service import Service
 from vizora_rt.net.dial import parse_url
 from vizora_rt.wire import socketio
@@ -245,14 +245,14 @@ class TestEngine:
             if number == 0:
                 time.sleep(0.5)
 
-        pace = engine.OpenLoop(load.heartbeats(4), 100.0)
+        beat = pace.OpenLoop(load.heartbeats(4), 100.0)
         with server_thread(acking(before=stall)) as url:
-            run = engine.Engine(parse_url(url), pace)
+            run = engine.Engine(parse_url(url), beat)
             await run.connect(["t"], 1000.0, lambda phase, share: None)
-            run.tally.reset()
-            pace.start(run)
+            run.reset()
+            beat.start(run)
             await load.wait(1.0, "", lambda phase, share: None)
-            pace.stop()
+            beat.stop()
             await load.grace(run)
             await run.leave()
         latencies = run.tally.latencies.quantiles()
@@ -277,10 +277,10 @@ class TestEngine:
 
         async with asyncio.timeout(20), serving(handle) as url:
             endpoint = parse_url(url.removesuffix("/ws") + SOCKETIO)
-            run = engine.Engine(endpoint, engine.ClosedLoop(load.heartbeats(2, socketio.encode), 1))
+            run = engine.Engine(endpoint, pace.ClosedLoop(load.heartbeats(2, socketio.encode), 1))
             await run.connect(["t"], 1000.0, lambda phase, share: None)
             run.pace.start(run)
-            while not run.tally.closed:
+            while not run.closed:
                 await asyncio.sleep(0)
         assert heard == ['40{"token":"t"}', "3"]
         assert (run.tally.accepted, run.tally.refused) == (1, {"RATE_LIMITED": 1})
@@ -306,15 +306,15 @@ class TestEngine:
             await connection.close()
 
         async with asyncio.timeout(20), serving(handle) as url:
-            run = engine.Engine(parse_url(url), engine.ClosedLoop([b""], 1))
+            run = engine.Engine(parse_url(url), pace.ClosedLoop([b""], 1))
             await run.connect(["t"], 1000.0, lambda phase, share: None)
-            while not run.tally.closed:
+            while not run.closed:
                 await asyncio.sleep(0)
         assert len(pings) == 1
-        assert run.tally.closed == {"close code 1000": 1}
+        assert run.closed == {"close code 1000": 1}
 
     def test_quantiles(self) -> None:
-        latencies = engine.Latencies()
+        latencies = histogram.Latencies()
         assert latencies.quantiles() == (0, 0, 0, 0, 0, 0)
         for us in range(1, 1001):
             latencies.record(us * 1000)
@@ -326,14 +326,14 @@ class TestEngine:
         assert longest == pytest.approx(3600, rel=0.01)
 
     def test_messages_from_before_the_reset_do_not_count(self) -> None:
-        tally = engine.Tally()
+        counted = tally.Tally()
         ack = json.dumps({"event": "ack", "id": 1, "data": ACK}, separators=(",", ":")).encode()
-        tally.ack(ack, tally.since - 1, tally.since + 5)
-        assert tally.answered == 0
-        tally.ack(ack, tally.since, tally.since + 5)
-        tally.ack(b'{"event":"ack","id":1}', tally.since, tally.since + 5)
-        tally.ack(b'{"event":"ack', tally.since, tally.since + 5)
-        assert (tally.accepted, tally.refused) == (1, {"not an ack of ours": 2})
+        counted.ack(ack, counted.since - 1, counted.since + 5)
+        assert counted.answered == 0
+        counted.ack(ack, counted.since, counted.since + 5)
+        counted.ack(b'{"event":"ack","id":1}', counted.since, counted.since + 5)
+        counted.ack(b'{"event":"ack', counted.since, counted.since + 5)
+        assert (counted.accepted, counted.refused) == (1, {"not an ack of ours": 2})
 
     def test_undisturbed(self) -> None:
         with engine.undisturbed():
