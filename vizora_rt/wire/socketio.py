@@ -94,22 +94,43 @@ def _acks_deliveries(capabilities: Any) -> bool:
 
 def decode(text: str) -> Envelope | Aside:
     """A packet of a client that is connected."""
-    # Each way to cut a text was measured: `partition` costs less than `find` between bounds or `startswith`.
+    if text[:2] == "42":
+        # An event and its data, in the fewest steps: a quarter of what `_event` adds to the JSON. There is one per
+        # heartbeat. What is broken anywhere, or is less or more than that, `_event` tells apart.
+        try:
+            start = text.index("[")
+            event, data = loads(text[start:])
+            if event.__class__ is str:
+                digits = text[2:start]
+                if not digits:
+                    return event, None, data
+                if digits.isdecimal() and digits.isascii() and (ack_id := int(digits)) <= MAX_ID:
+                    return event, ack_id, data
+        except ValueError:
+            pass
+        return _event(text)
+    return _ack(text) if text[:2] == "43" else _aside(text)
+
+
+def _event(text: str) -> Envelope | Aside:
     head = text.partition("[")[0]
     ack_id = None
     if head != "42":
-        if head[:2] != "42":
-            return _ack(text) if head[:2] == "43" else _aside(text)
         ack_id = _id(head[2:])
         if ack_id is None:
             return _unreadable(text)
-    try:
-        arguments = loads(text[len(head) :])
-    except JSONError:
-        arguments = mended(text[len(head) :])
-    if arguments.__class__ is not list or not arguments or arguments[0].__class__ is not str:
+    arguments = _arguments(text[len(head) :])
+    if not arguments or arguments[0].__class__ is not str:
         return BAD_MESSAGE if ack_id is None else Refused(BAD_MESSAGE, ack_id)
     return arguments[0], ack_id, arguments[1] if len(arguments) > 1 else None
+
+
+def _arguments(text: str) -> list[Any] | None:
+    try:
+        arguments = loads(text)
+    except JSONError:
+        arguments = mended(text)
+    return arguments if arguments.__class__ is list else None
 
 
 def _id(digits: str) -> int | None:
@@ -125,12 +146,8 @@ def _ack(text: str) -> Envelope | Aside:
     ack_id = _id(digits)
     if ack_id is None or not bracket:
         return _unreadable(text)
-    start = 2 + len(digits)
-    try:
-        arguments = loads(text[start:])
-    except JSONError:
-        arguments = mended(text[start:])
-    if arguments.__class__ is not list:
+    arguments = _arguments(text[2 + len(digits) :])
+    if arguments is None:
         return BAD_MESSAGE
     return "ack", ack_id, arguments[0] if arguments else None
 
