@@ -192,6 +192,14 @@ class TestRefusals:
             ("[server]\ndrain_seconds = 0", "config.toml:2: server.drain_seconds: expected `float` > 0.0"),
             ("[server]\ndrain_seconds = nan", "config.toml:2: server.drain_seconds: expected `float` > 0.0"),
             ("[server]\ndrain_seconds = inf", "config.toml:2: server.drain_seconds: expected `float` <= 86400.0"),
+            (
+                "[server]\ntrusted_proxies = ['10.0.0.1', '10.7.0.1/16']",
+                "server.trusted_proxies: 10.7.0.1/16 has host bits set",
+            ),
+            (
+                "[server]\nproxy_protocol = true",
+                "server.proxy_protocol: whose? Name the proxies in server.trusted_proxies",
+            ),
             ("[limits]\nmax_connections = 0", "config.toml:2: limits.max_connections: expected `int` >= 1"),
             ("[player]\nheartbeat_interval = 999", "config.toml:2: player.heartbeat_interval: expected `int` >= 1000"),
             ("[player]\nauto_update = 1", "config.toml:2: player.auto_update: expected `bool`, got `int`"),
@@ -414,7 +422,9 @@ class TestAnything:
         try:
             loaded = config.load(None, environ)
         except ConfigError as error:
-            assert str(error).startswith(("environment: ", "configuration", "limits.", "redis.url: ", "auth.refresh: "))
+            assert str(error).startswith(
+                ("environment: ", "configuration", "server.", "limits.", "redis.url: ", "auth.refresh: ")
+            )
         else:
             assert isinstance(loaded, Config)
 

@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Lowest first. A module imports from lower layers, and from its own as long as no circle closes.
     ("errors",),
     ("config",),
-    ("wire.http", "wire.frames", "wire.resp", "wire.messages"),
+    ("wire.http", "wire.frames", "wire.proxy", "wire.resp", "wire.messages"),
     ("wire.session", "wire.socketio", "wire.bodies"),
     ("app.*",),
     ("metrics", "device_series", "exposition", "scrub", "lines", "report"),

@@ -4,6 +4,7 @@ The only place with defaults. Every key can be set as VIZORA_<SECTION>__<KEY>; t
 operators know from the service before this one. Unknown keys are refused with the line they stand on.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -38,6 +39,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     backlog: Positive = 4096
     drain_seconds: Seconds = 10.0
     hang_seconds: Seconds = 10.0
+    trusted_proxies: tuple[str, ...] = ()
+    proxy_protocol: bool = False
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,6 +182,9 @@ ALIASES = {
     "SENTRY_DEBUG": ("sentry", "debug"),
     "RELEASE_VERSION": ("sentry", "release"),
 }
+
+LISTS = ("cors_origins", "trusted_proxies")
+"""Keys with several values, which a variable separates by commas."""
 
 DEVELOPMENT_SECRETS = ("device_jwt_secret", "jwt_secret", "internal_api_secret")
 
@@ -336,7 +342,7 @@ def _fields(section: str) -> dict[str, Any]:
 def _typed(name: str, section: str, key: str, value: str) -> Any:
     """`value` as the type of its key; the message never shows the value, it may be a secret."""
     kind = _fields(section)[key]
-    raw: Any = tuple(part.strip() for part in value.split(",") if part.strip()) if key == "cors_origins" else value
+    raw: Any = tuple(part.strip() for part in value.split(",") if part.strip()) if key in LISTS else value
     try:
         return msgspec.to_builtins(msgspec.convert(raw, kind, strict=False))
     except msgspec.ValidationError as error:
@@ -375,6 +381,13 @@ def _check(config: Config) -> None:
             f"limits.max_connections: {wanted} is above {room}, what the descriptor limit of this process allows: "
             f"raise LimitNOFILE (ulimit -n) to {wanted + FD_RESERVE} or lower the key"
         )
+    for proxy in config.server.trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError as error:
+            raise ConfigError(f"server.trusted_proxies: {error}") from None
+    if config.server.proxy_protocol and not config.server.trusted_proxies:
+        raise ConfigError("server.proxy_protocol: whose? Name the proxies in server.trusted_proxies")
     if config.redis.url and not re.match(r"(rediss?|valkey|unix)://", config.redis.url):
         raise ConfigError("redis.url: must begin with redis:// or unix://")
     if config.auth.refresh and config.auth.algorithm != "HS256":

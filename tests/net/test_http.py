@@ -5,9 +5,10 @@ import gzip
 import json
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -17,6 +18,7 @@ from tests.net.peers import SECRETS, Json, Node, Wire, device_token, dial_device
 from tests.service import Service
 from vizora_rt.net import embedded, http
 from vizora_rt.net.http import Response
+from vizora_rt.wire.proxy import SIGNATURE
 
 SHORT = 0.15
 """Seconds of a limit that a test waits for."""
@@ -31,6 +33,13 @@ def request(path: str, method: str = "GET", body: str = "", **fields: str) -> by
         headers["Content-Length"] = str(len(body))
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"{method} {path} HTTP/1.1\r\n{lines}\r\n{body}".encode()
+
+
+def proxy_header(address: str, version: int) -> bytes:
+    """A PROXY header that names `address` as the client."""
+    if version == 1:
+        return f"PROXY TCP4 {address} 192.0.2.1 4711 3001\r\n".encode()
+    return SIGNATURE + b"\x21\x11\x00\x0c" + socket.inet_aton(address) + b"\xc0\x00\x02\x01\x12\x67\x0b\xb9"
 
 
 @pytest.fixture
@@ -565,6 +574,107 @@ class TestMetrics:
             status, fields, body = await wire.response()
             assert (status, json.loads(body)["retryable"]) == (503, True)
             assert int(fields["retry-after"]) > 0
+
+
+class TestProxies:
+    """Who is counted as whom: `connections_per_address` tells, for it is 1."""
+
+    LIMIT: ClassVar[Json] = {"connections_per_address": 1}
+    HERE: ClassVar[Json] = {"workers": 1, "trusted_proxies": ("127.0.0.0/8",)}
+    ELSEWHERE: ClassVar[Json] = {"workers": 1, "trusted_proxies": ("192.0.2.1",)}
+
+    @pytest.fixture(autouse=True)
+    async def closed(self, opened: Open) -> AsyncIterator[None]:
+        self.wires: list[Wire] = []
+        yield
+        for wire in self.wires:
+            await wire.close()
+
+    async def enter(self, node: Node, preface: bytes = b"", **fields: str) -> int:
+        """The status of a new screen's handshake; the connection stays until the test ends."""
+        self.wires.append(wire := await Wire.open(node.port))
+        await wire.send(preface + upgrade(device_token(f"screen-{len(self.wires)}"), **fields))
+        return (await wire.response())[0]
+
+    async def test_each_client_behind_a_proxy_is_its_own(self, opened: Open) -> None:
+        node = await opened(server=self.HERE, limits=self.LIMIT)
+        assert await self.enter(node, X_Forwarded_For="192.0.2.7") == 101
+        assert await self.enter(node, X_Forwarded_For="198.51.100.9, 192.0.2.7") == 429
+        assert await self.enter(node, Forwarded="for=192.0.2.7") == 429
+        assert await self.enter(node, X_Forwarded_For="192.0.2.8") == 101
+        assert await self.enter(node) == 101
+        assert await self.enter(node) == 429
+
+    async def test_nobody_else_speaks_for_others(self, opened: Open) -> None:
+        node = await opened(server=self.ELSEWHERE, limits=self.LIMIT)
+        assert await self.enter(node, X_Forwarded_For="198.51.100.9") == 101
+        assert await self.enter(node, X_Forwarded_For="198.51.100.8") == 429
+
+    async def test_a_socketio_client_too(self, opened: Open) -> None:
+        node = await opened(server=self.HERE, limits={"connections_per_address_per_minute": 1})
+        for address, status in (("192.0.2.7", 101), ("192.0.2.7", 429), ("192.0.2.8", 101)):
+            wire = await Wire.open(node.port)
+            await wire.send(upgrade("", "/socket.io/?EIO=4&transport=websocket", X_Forwarded_For=address))
+            assert (await wire.response())[0] == status
+            await wire.close()
+
+    @pytest.mark.parametrize("version", [1, 2])
+    async def test_proxy_protocol(self, opened: Open, version: int) -> None:
+        node = await opened(server={**self.HERE, "proxy_protocol": True}, limits=self.LIMIT)
+        assert await self.enter(node, proxy_header("192.0.2.7", version)) == 101
+        assert await self.enter(node, proxy_header("192.0.2.7", version)) == 429
+        assert await self.enter(node, proxy_header("192.0.2.8", version)) == 101
+        # Of a client that came through no other proxy its fields count for nothing.
+        assert await self.enter(node, proxy_header("192.0.2.8", version), X_Forwarded_For="198.51.100.9") == 429
+        # Behind two: the outer one's address is the inner one's to tell, the client's the outer one's.
+        assert await self.enter(node, proxy_header("127.0.0.9", version), X_Forwarded_For="192.0.2.9") == 101
+        assert await self.enter(node, proxy_header("192.0.2.9", version)) == 429
+
+    async def test_proxy_protocol_in_single_bytes(self, opened: Open) -> None:
+        node = await opened(server={**self.HERE, "proxy_protocol": True})
+        for version in (1, 2):
+            wire = await Wire.open(node.port)
+            for byte in proxy_header("192.0.2.7", version) + request("/health/live"):
+                await wire.send(bytes((byte,)))
+            assert (await wire.response())[0] == 200
+            await wire.send(request("/metrics"))
+            assert (await wire.response())[0] == 403
+            await wire.close()
+
+    async def test_metrics_are_not_for_who_comes_through_a_proxy(self, opened: Open) -> None:
+        node = await opened(server={**self.HERE, "proxy_protocol": True})
+        for preface, status in (
+            (b"", 200),  # this machine's Prometheus
+            (proxy_header("127.0.0.1", 1), 403),
+            (proxy_header("127.0.0.1", 2), 403),
+            (b"PROXY UNKNOWN\r\n", 403),
+            (SIGNATURE + b"\x20\x00\x00\x00", 403),
+        ):
+            wire = await Wire.open(node.port)
+            await wire.send(preface + request("/metrics"))
+            assert (await wire.response())[0] == status
+            await wire.close()
+
+    async def test_a_proxy_that_does_not_speak_it_is_refused(
+        self, opened: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("vizora_rt.net.http.LOOPBACK", ("no address",))
+        node = await opened(server={**self.HERE, "proxy_protocol": True})
+        for preface in (b"", b"PROXY TCP4 192.0.2.7\r\n", SIGNATURE + b"\xff" * 4):
+            assert await self.enter(node, preface) == 400
+
+    async def test_who_is_no_proxy_does_not_speak_it(self, opened: Open) -> None:
+        for server in ({**self.ELSEWHERE, "proxy_protocol": True}, self.HERE):
+            node = await opened(server=server)
+            for version in (1, 2):
+                assert await self.enter(node, proxy_header("192.0.2.7", version)) == 400
+
+    async def test_a_header_that_does_not_come(self, opened: Open) -> None:
+        node = await opened(server={**self.HERE, "proxy_protocol": True}, limits={"handshake_seconds": SHORT})
+        wire = await Wire.open(node.port)
+        await wire.send(b"PROXY ")
+        assert await wire.ends() == b""
+        await wire.close()
 
 
 class TestHealth:

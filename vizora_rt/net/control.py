@@ -145,7 +145,7 @@ class Control:
                 method=request.method,
                 path=pattern,
                 status=response.status,
-                address=exchange.address,
+                address=exchange.client(request),
                 **({"idempotency_key": call.key} if call.key else {}),
                 **call.audit,
             )

@@ -25,7 +25,7 @@ from vizora_rt.net.gateway import Settle
 from vizora_rt.net.greeting import Greeting, Host
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
-from vizora_rt.wire import http, messages, resp, socketio
+from vizora_rt.wire import http, messages, proxy, resp, socketio
 from vizora_rt.wire.http import Request, RequestParser
 from vizora_rt.wire.resp import ReplyError
 
@@ -122,6 +122,7 @@ class Server:
         self.wheel = wheel
         self.exchanges = 0
         self.limit = config.max_connections + SPARE_CONNECTIONS
+        self.proxies = proxy.networks(config.server.trusted_proxies)
         self._store = store
         self._ask = ask
         self._started = time.monotonic()
@@ -208,7 +209,8 @@ class Server:
             if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), settings.token.encode()):
                 return True
         # A proxy on this machine connects from loopback too: then it says for whom.
-        return exchange.address.startswith(LOOPBACK) and not any(name.startswith(FORWARDED) for name in request.headers)
+        forwarded = exchange.proxied or any(name.startswith(FORWARDED) for name in request.headers)
+        return exchange.address.startswith(LOOPBACK) and not forwarded
 
     async def _health(self, request: Request, exchange: "Exchange") -> Response:
         latency, status = await asyncio.gather(self._redis_latency(), self._asked("status"))
@@ -270,11 +272,13 @@ class Exchange(asyncio.Protocol):
         "_deadline",
         "_due",
         "_parser",
+        "_preface",
         "_server",
         "_stalled",
         "_started",
         "_task",
         "address",
+        "proxied",
         "transport",
     )
 
@@ -288,6 +292,9 @@ class Exchange(asyncio.Protocol):
         self._started = 0
         self._task: asyncio.Task[None] | None = None
         self.address = ""
+        self.proxied = False
+        """Whether a proxy said with the PROXY protocol whose connection it is; `address` is then that one's."""
+        self._preface: bytes | None = None
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -300,6 +307,8 @@ class Exchange(asyncio.Protocol):
             server.limited("max_connections")
             self.transport.abort()
             return
+        if server.config.server.proxy_protocol and proxy.trusts(server.proxies, self.address):
+            self._preface = b""
         limits = server.config.limits
         self._parser = RequestParser(limits.header_bytes, limits.body_bytes)
         self._expect(limits.handshake_seconds)
@@ -358,6 +367,10 @@ class Exchange(asyncio.Protocol):
         parser, transport = self._parser, self.transport
         if parser is None or transport is None:
             return
+        if self._preface is not None:
+            data = self._unwrap(data)
+            if not data:
+                return
         if self._busy:
             # Kept for its turn; reading is stopped only for who sends much, two system calls less for all others.
             parser.rest += data
@@ -380,6 +393,28 @@ class Exchange(asyncio.Protocol):
             self._upgrade(outcome)
         else:
             self._serve(outcome)
+
+    def _unwrap(self, data: bytes) -> bytes:
+        """Take the header of the PROXY protocol off what a proxy sends first; what is left of `data`."""
+        assert self._preface is not None
+        self._preface += data
+        header = proxy.parse_proxy(self._preface)
+        if header is None:
+            return b""
+        data, self._preface = self._preface, None
+        if isinstance(header, Refusal):
+            if self.address.startswith(LOOPBACK):
+                return data  # no proxy: somebody on this machine, whose request it is
+            self._reject(header)
+            return b""
+        self.proxied = True
+        self.address = header.address or self.address
+        return data[header.consumed :]
+
+    def client(self, request: Request) -> str:
+        """The address of whoever sent `request`, behind however many proxies of ours."""
+        proxies = self._server.proxies
+        return proxy.client_address(self.address, request.headers, proxies) if proxies else self.address
 
     def _reject(self, refusal: Refusal) -> None:
         """Refuse what is no whole request."""
@@ -426,7 +461,7 @@ class Exchange(asyncio.Protocol):
             outcome.attach(transport, http.upgrade_response(accept, subprotocol or None), rest)
             self._server.gateway.handshaken(perf_counter_ns() - self._started, "/ws")
 
-        self._server.gateway.admit(request, self.address, settle)
+        self._server.gateway.admit(request, self.client(request), settle)
 
     def _greet(self, request: Request) -> None:
         """Upgrade a Socket.IO client, which then says who it is."""
@@ -438,12 +473,13 @@ class Exchange(asyncio.Protocol):
             answer = Response(400, problem) if problem is not None else refuse(cast("Refusal", accept), "GET")
             self._send(request, "/socket.io/", answer)
             return
-        refusal = server.gateway.overload(self.address)
+        address = self.client(request)
+        refusal = server.gateway.overload(address)
         if refusal is not None:
             self._leave(refusal)
         elif transport is not None and parser is not None:
             self.transport = self._parser = None
-            greeting = Greeting(server, request, self.address)
+            greeting = Greeting(server, request, address)
             greeting.attach(transport, http.upgrade_response(accept, None), parser.rest)
 
     # Routes
