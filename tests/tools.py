@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = {
+    "curl": "curl",
     "promtool": "prometheus",
     "prometheus": "prometheus",
     "amtool": "prometheus-alertmanager",
