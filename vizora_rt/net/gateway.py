@@ -30,6 +30,7 @@ from vizora_rt.net.dispatch import Dispatcher
 from vizora_rt.net.doorbells import Doorbells
 from vizora_rt.net.greeting import Greeted
 from vizora_rt.net.ledger import Ledger
+from vizora_rt.net.memory import Memory
 from vizora_rt.net.notices import Notices
 from vizora_rt.net.orders import Orders
 from vizora_rt.net.plays import Backlog, Partitions
@@ -94,6 +95,7 @@ class Gateway:
             Refresher(config.auth, metrics, self.state, store, wheel)
         if worker == 0:
             Backlog(metrics, self.plays, store, wheel)
+            Memory(metrics, store, wheel)
         handlers = Handlers(self.state, config.player)
         handlers.table |= self.plays.table | ContentErrors(config.plays).table | rooms.table
         self._dispatcher = Dispatcher(config, metrics, store, self.state, handlers)
