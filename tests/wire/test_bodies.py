@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from vizora_rt.wire import bodies
-from vizora_rt.wire.bodies import ID_RULE, TOKEN_RULE, check
+from vizora_rt.wire.bodies import TOKEN_RULE, check
 from vizora_rt.wire.messages import Invalid
+
+ID_RULE = "expected 1 to 128 printable characters without space or braces"
 
 COMMAND = {"type": "reload"}
 

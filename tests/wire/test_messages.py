@@ -465,6 +465,25 @@ class TestRequired:
     def test_a_union_takes_each_member(self, timestamp: float | str) -> None:
         assert validate(Play, {**PLAY, "timestamp": timestamp}) == Play("c", Phase(1), timestamp=timestamp)
 
+    @pytest.mark.parametrize(
+        ("schema", "data", "details"),
+        [
+            (
+                messages.ScreenshotResponse,
+                {"requestId": "a b", "imageData": "", "width": 1, "height": 1},
+                {"requestId": "expected 1 to 128 printable characters without space or braces"},
+            ),
+            (
+                messages.Impressions,
+                {"boot": "a:b", "plays": []},
+                {"boot": "expected 1 to 64 of letters, digits and . _ ~ + / = -"},
+            ),
+        ],
+    )
+    def test_no_pattern_in_the_reasons(self, schema: type[Struct], data: Any, details: dict[str, str]) -> None:
+        """It tells nothing to whoever reads it."""
+        assert validate(schema, data) == Invalid(details)
+
     def test_no_word_of_the_peer_in_the_reasons(self) -> None:
         """They go into acks and logs."""
         hostile = "<script>\r\n" * 100

@@ -15,7 +15,6 @@ Reason = Annotated[str, Meta(max_length=256)]
 Version = Annotated[str, Meta(min_length=1, max_length=64)]
 Json = dict[str, Any]
 
-ID_RULE = "expected 1 to 128 printable characters without space or braces"
 TOKEN_RULE = "expected 1 to 8192 characters of ASCII without space"  # noqa: S105
 
 Type = Literal[
@@ -110,8 +109,4 @@ def _problems(schema: type[Struct], data: dict[str, Any], path: str) -> dict[str
 
 
 def _reason(text: str) -> str:
-    """A pattern says nothing to who reads it."""
-    reason = reason_of(text)
-    if "matching regex" not in reason:
-        return reason
-    return TOKEN_RULE if "[!-~]" in reason else ID_RULE
+    return TOKEN_RULE if "[!-~]" in text else reason_of(text)

@@ -82,9 +82,11 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Text32 = Annotated[str, Meta(max_length=32)]
 Text64 = Annotated[str, Meta(max_length=64)]
 Text128 = Annotated[str, Meta(max_length=128)]
-Id = Annotated[str, Meta(pattern=r"\A[^\s{}\x00-\x1f\x7f-\x9f]{1,128}\Z")]
+ID_PATTERN: Final = r"\A[^\s{}\x00-\x1f\x7f-\x9f]{1,128}\Z"
+Id = Annotated[str, Meta(pattern=ID_PATTERN)]
 ContentId = Annotated[str, Meta(min_length=1, max_length=128)]
-Boot = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._~+/=-]{1,64}\Z")]
+BOOT_PATTERN: Final = r"^[A-Za-z0-9._~+/=-]{1,64}\Z"
+Boot = Annotated[str, Meta(pattern=BOOT_PATTERN)]
 """A random id as UUIDs, hex, base64 and nanoid write it; without the colon that divides a play_id."""
 Seq = Annotated[int, Meta(ge=1, le=MAX_ID)]
 Phase = Literal["start", "end"]
@@ -444,8 +446,21 @@ def mended(text: str) -> Any:
         return None
 
 
+RULES: Final = {
+    ID_PATTERN: "expected 1 to 128 printable characters without space or braces",
+    BOOT_PATTERN: "expected 1 to 64 of letters, digits and . _ ~ + / = -",
+}
+"""What is said instead of a pattern, which tells nothing to who reads it."""
+
+
 def reason_of(text: str) -> str:
-    return text.partition(" - at ")[0].replace("`", "").lower()
+    """What msgspec found wrong, in words for whoever sent it."""
+    reason = text.partition(" - at ")[0]
+    if "matching regex" in reason:
+        for pattern, rule in RULES.items():
+            if repr(pattern) in reason:
+                return rule
+    return reason.replace("`", "").lower()
 
 
 def json_struct(value: Struct) -> bytes:
