@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import redis
 from websockets.exceptions import ConnectionClosed
@@ -44,6 +44,13 @@ async def fleet(url: str, workers: int, **sections: Json) -> AsyncIterator[Seque
         yield nodes
 
 
+class Reachable(Protocol):
+    """A gateway, in this process or another."""
+
+    @property
+    def port(self) -> int: ...
+
+
 class Answer(NamedTuple):
     status: int
     body: Any
@@ -51,7 +58,13 @@ class Answer(NamedTuple):
 
 
 async def call(
-    node: Node, method: str, path: str, body: Any = None, *, key: str | None = API_KEY, headers: Mapping[str, str] = {}
+    node: Reachable,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    key: str | None = API_KEY,
+    headers: Mapping[str, str] = {},
 ) -> Answer:
     """Call the control API; `body` goes as JSON unless it is bytes."""
     content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -69,7 +82,7 @@ async def call(
     return Answer(status, json.loads(text) if is_json else text, answered)
 
 
-async def command(node: Node, device: str, kind: str = "reload", **fields: Any) -> Answer:
+async def command(node: Reachable, device: str, kind: str = "reload", **fields: Any) -> Answer:
     """One command to one device."""
     return await call(node, "POST", "/internal/command", {"deviceId": device, "command": {"type": kind, **fields}})
 

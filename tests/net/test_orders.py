@@ -138,7 +138,7 @@ def twins(tmp_path: Path, redis_url: str) -> Iterator[list[Twin]]:
 
 
 async def ask(twin: Twin, method: str, path: str, body: object = None) -> Answer:
-    return await call(twin, method, path, body)  # type: ignore[arg-type]
+    return await call(twin, method, path, body)
 
 
 async def test_two_services_on_one_redis_behave_as_one(twins: list[Twin], redis_url: str) -> None:
