@@ -125,7 +125,7 @@ class TestExamples:
 
 
 async def post(service: Service, path: str, body: Any) -> Any:
-    answer = await call(service, "POST", path, body)  # type: ignore[arg-type]  # it has a port
+    answer = await call(service, "POST", path, body)  # it has a port
     assert answer.status == 200, answer
     return answer.body
 
