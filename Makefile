@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTHON ?=
 ARGS ?=
 
-.PHONY: help demo test lint soak bench bench-compare peers clean
+.PHONY: help demo test lint soak drill bench bench-compare peers clean
 
 help:
 	@echo "make demo           start a gateway and simulated screens"
 	@echo "make test           lint, types and tests: what CI runs"
 	@echo "make lint           ruff and mypy alone"
 	@echo "make soak           the long tests"
+	@echo "make drill          each alert's fault done for real: it fires, arrives, resolves; ARGS='RedisDown' for one"
 	@echo "make bench          micro-benchmarks; saves the run in .benchmarks"
 	@echo "make bench-compare  the same, beside the last saved run"
 	@echo "make peers          install the Socket.IO client that tests use; needs node and npm"
@@ -34,6 +35,9 @@ lint: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+drill: $(VENV)/.installed
+	@$(BIN)/vizora-rt ops drill $(ARGS)
 
 # addopts is for tests: it switches benchmarks off.
 bench: $(VENV)/.installed-dev

@@ -25,6 +25,7 @@ COMMANDS = [
     [], ["serve"], ["demo"], ["check-config"], ["token"], ["token", "device"], ["token", "user"],
     ["plays"], ["plays", "tail"], ["plays", "export"], ["events"], ["events", "tail"], ["events", "export"],
     ["device"], ["device", "list"], ["device", "show"], ["device", "kick"], ["device", "revoke"], ["device", "erase"],
+    ["ops"], ["ops", "alerts"], ["ops", "metrics"], ["ops", "dashboards"], ["ops", "drill"],
 ]  # fmt: skip
 
 SECRETS = {"DEVICE_JWT_SECRET": "d" * 32, "JWT_SECRET": "u" * 32}
@@ -71,6 +72,7 @@ class TestHelp:
             ["plays"],
             ["events"],
             ["device"],
+            ["ops"],
         )
 
     def test_a_wrong_option_is_a_matter_of_usage(self, tmp_path: Path) -> None:

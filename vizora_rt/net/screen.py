@@ -4,10 +4,11 @@ import random
 import time
 from typing import Any
 
-from vizora_rt.net.client import Player
+from vizora_rt.net.client import Player, Timing
 
 CONTENTS = ("welcome", "menu", "weather", "offers", "safety")
 SECONDS_EACH = 20.0
+USUAL = Timing()
 
 
 class Screen(Player):
@@ -15,8 +16,8 @@ class Screen(Player):
 
     __slots__ = ("_cpu", "_memory", "_started")
 
-    def __init__(self, url: str, token: str) -> None:
-        super().__init__(url, token)
+    def __init__(self, url: str, token: str, timing: Timing = USUAL) -> None:
+        super().__init__(url, token, timing=timing)
         self._cpu = random.uniform(10, 40)
         self._memory = random.uniform(30, 60)
         # Somewhere in its playlist, as if it had run for a while.

@@ -111,7 +111,7 @@ ALERTS = (
           + _by("job, organization_id", 'increase(vizora_realtime_ws_connections_total{status="disconnected"}[5m])')
           + " > 25",
           "High share of connections drops",
-          "{{ $value | humanize }} connections of {{ $labels.organization_id }} ended in 5 minutes, more than 10 %",
+          "{{ printf `%.0f` $value }} connections of {{ $labels.organization_id }} ended in 5 minutes, more than 10 %",
           "ratio"),
 
     Alert("HighMemoryUsage", "warning",
@@ -126,7 +126,7 @@ ALERTS = (
           "1m",
           f'up{{job="{JOB}"}} == 0 or absent(up{{job="{JOB}"}})',
           "The gateway does not answer",
-          "Prometheus cannot scrape {{ $labels.instance }}; screens there show what they have, and nothing new"),
+          "Prometheus cannot scrape {{ or $labels.instance `any gateway` }}; screens show what they have, nothing new"),
 
     Alert("WorkerCrashLoop", "critical",
           "One worker that dies is replaced in a second. Three in ten minutes die of something that comes back.",
@@ -134,7 +134,7 @@ ALERTS = (
           _by("job, instance", 'increase(vizora_realtime_worker_restarts_total{reason=~"crash|hung|boot"}[10m])')
           + " > 2.5",
           "Workers die again and again",
-          "{{ $value | humanize }} workers of {{ $labels.instance }} died or hung in 10 minutes"),
+          "{{ printf `%.0f` $value }} workers of {{ $labels.instance }} died or hung in 10 minutes"),
 
     Alert("RedisDown", "critical",
           "A worker cannot reach Redis for a minute. Reconnects take up to 2 s, a failover about 15.",
@@ -178,7 +178,7 @@ ALERTS = (
           "5m",
           f"{_GONE} > 4.5 and {_GONE} > 0.25 * {_BEFORE}",
           "Many screens of an organisation went offline",
-          "{{ $value | humanize }} screens of {{ $labels.organization_id }} went offline within 15 minutes"),
+          "{{ printf `%.0f` $value }} screens of {{ $labels.organization_id }} went offline within 15 minutes"),
 
     Alert("PlaysMissing", "warning",
           "Plays that players numbered and did not deliver: over 1 % of six hours' plays, and over 100. Players "
@@ -188,7 +188,7 @@ ALERTS = (
           + _by("job, organization_id", "increase(vizora_realtime_content_impressions_total[6h])") + " and "
           + _by("job, organization_id", "vizora_realtime_content_impressions_missing") + " > 100",
           "Proof of play is missing",
-          "{{ $value | humanize }} plays of {{ $labels.organization_id }} were numbered and never came"),
+          "{{ printf `%.0f` $value }} plays of {{ $labels.organization_id }} were numbered and never came"),
 
     Alert("SlowConsumers", "warning",
           "Over 1 % of the connections are closed as too slow within 15 minutes, and over 30: one screen can be that "
@@ -199,7 +199,7 @@ ALERTS = (
           + _by("job, instance", 'increase(vizora_realtime_ws_disconnects_total{reason="slow_consumer"}[15m])')
           + " > 30",
           "Clients read too slowly",
-          "{{ $value | humanize }} connections of {{ $labels.instance }} were closed as too slow in 15 minutes"),
+          "{{ printf `%.0f` $value }} connections of {{ $labels.instance }} were closed as too slow in 15 minutes"),
 
     Alert("ConnectionsNearLimit", "warning",
           "85 % of what all workers together take: the last 15 % are a node's worth of reconnects.",
@@ -216,7 +216,7 @@ ALERTS = (
           + _by("job, type", 'increase(vizora_realtime_commands_total{state="queued"}[15m])') + " and "
           + _by("job, type", 'increase(vizora_realtime_commands_total{state="expired"}[15m])') + " > 10",
           "Commands expire before screens take them",
-          "{{ $value | humanize }} commands {{ $labels.type }} expired in 15 minutes"),
+          "{{ printf `%.0f` $value }} commands {{ $labels.type }} expired in 15 minutes"),
 
     Alert("StoreMemory", "warning",
           "2 GiB: ten times what 1,000,000 plays and 10,000 devices take. Set it to 80 % of your Redis' maxmemory.",
@@ -238,7 +238,7 @@ ALERTS = (
           "20m",
           _by("job", 'increase(vizora_realtime_ws_disconnects_total{reason="superseded"}[10m])') + " > 20",
           "Screens with the same identity evict each other",
-          "{{ $value | humanize }} connections were superseded in 10 minutes, and it goes on"),
+          "{{ printf `%.0f` $value }} connections were superseded in 10 minutes, and it goes on"),
 
     Alert("DeviceSeriesCapped", "info",
           "Devices beyond metrics.max_device_series share one series: per-device panels lack them.",

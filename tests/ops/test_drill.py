@@ -1,0 +1,102 @@
+"""Drills: the alert of a real fault arrives; one that does not is told apart. All alerts: make soak, make drill."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.tools import tool
+from vizora_rt.errors import StartupError
+from vizora_rt.ops import alerts, drill, faults
+from vizora_rt.ops.drill import DrillError, Inbox, Result
+from vizora_rt.ops.faults import FAULTS
+from vizora_rt.ops.monitors import Notification
+from vizora_rt.ops.site import Site
+
+OPS = Path(__file__).parent.parent.parent / "ops"
+
+
+@pytest.fixture
+def programs() -> None:
+    tool("prometheus")
+    tool("prometheus-alertmanager")
+
+
+def told(receiver: str, firing: bool = True) -> Notification:
+    return Notification(receiver, "RedisDown", firing, "summary", "description", "runbook")
+
+
+@pytest.mark.usefixtures("programs")
+class TestDrill:
+    async def test_two_alerts_fire_arrive_and_resolve(self) -> None:
+        said: list[str] = []
+        results = await drill.run(["ServiceDown", "RedisDown"], OPS, said.append, jobs=2)
+        assert [result.failure for result in results] == ["", ""], said
+        assert [result.alert for result in results] == ["ServiceDown", "RedisDown"]
+        for result in results:
+            assert result.fired > 0 and result.resolved > 0
+            assert "127.0.0.1:" in result.description
+            assert any(line.startswith(f"{result.alert}: fired after") for line in said)
+
+    @pytest.mark.soak
+    async def test_all(self, capsys: pytest.CaptureFixture[str]) -> None:
+        results = await drill.run([], OPS, print, jobs=2)
+        print("\n".join(drill.table(results)))
+        assert {result.alert: result.failure for result in results} == {alert.name: "" for alert in alerts.ALERTS}
+
+    @pytest.mark.soak
+    async def test_an_alert_that_cannot_fire_is_seen(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for path in OPS.rglob("*.yml"):
+            copy = tmp_path / path.relative_to(OPS)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(path.read_text("utf-8").replace("vizora_realtime_redis_up", "vizora_realtime_redis_upp"))
+        monkeypatch.setattr(drill, "FIRE_SECONDS", 15.0)
+        (result,) = await drill.run(["RedisDown"], tmp_path, print)
+        assert result.failure == "firing did not reach pagerduty, slack within 15 s"
+
+    @pytest.mark.soak
+    async def test_a_fault_that_ends_by_itself_is_no_drill(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def nothing(site: Site) -> None:
+            pass
+
+        monkeypatch.setitem(faults.FAULTS, "RedisDown", replace(FAULTS["RedisDown"], run=nothing))
+        (result,) = await drill.run(["RedisDown"], OPS, print)
+        assert result.failure == "the fault ended by itself: None"
+
+
+class TestHeard:
+    async def test_all_who_must_hear_of_it(self) -> None:
+        inbox = Inbox()
+        wanted = frozenset({"pagerduty", "slack"})
+        inbox.take(told("slack"))
+        with pytest.raises(DrillError, match="firing did not reach pagerduty within"):
+            await drill.heard(inbox, "RedisDown", True, wanted, 0.2)
+        inbox.take(told("pagerduty"))
+        await drill.heard(inbox, "RedisDown", True, wanted, 0.2)
+        with pytest.raises(DrillError, match="its resolution did not reach pagerduty, slack"):
+            await drill.heard(inbox, "RedisDown", False, wanted, 0.2)
+        with pytest.raises(DrillError, match="firing did not reach"):
+            await drill.heard(inbox, "ServiceDown", True, wanted, 0.2)
+
+    async def test_a_fault_that_fails(self) -> None:
+        async def fails() -> None:
+            raise ConnectionError("no gateway")
+
+        task = asyncio.ensure_future(fails())
+        with pytest.raises(DrillError, match="no gateway"):
+            await drill.heard(Inbox(), "RedisDown", True, frozenset({"slack"}), 5, task)
+
+
+async def test_an_alert_that_does_not_exist() -> None:
+    with pytest.raises(StartupError, match="no drill for Redisdown; there are HighErrorRate, "):
+        await drill.run(["Redisdown"], OPS, print)
+
+
+def test_the_table() -> None:
+    assert drill.table([Result("A", "info", "a fault", 1.4, 2.6, "d"), Result("B", "critical", "b", failure="no")]) == [
+        "| alert | severity | fault | fired | resolved | told |",
+        "|---|---|---|---:|---:|---|",
+        "| A | info | a fault | 1 s | 3 s | email |",
+        "| B | critical | b | | | **no** |",
+    ]
