@@ -53,6 +53,8 @@ class Service:
             **env,
         }
         self.args = [command, "--port", "0", *args]
+        self.prefix: list[str] = []
+        """A command that starts the command that it is given."""
         self.port = 0
         self.lines: list[str] = []
         self._process: subprocess.Popen[str] | None = None
@@ -69,7 +71,7 @@ class Service:
         self.lines = []
         self._over = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vizora_rt", *self.args],
+            [*self.prefix, sys.executable, "-m", "vizora_rt", *self.args],
             env=self.env,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
@@ -130,6 +132,8 @@ class Service:
                 self._process.wait()
         for pid in self._pids:
             kill_ours(pid)
+        if self.prefix and (run := parse_file(Path(self.env["VIZORA_STATE_DIR"], "run.json"))):
+            kill_ours(run["pid"])  # what the prefix started was not ended with it
         if self._reader is not None:
             self._reader.join(PATIENCE)
 
@@ -213,6 +217,14 @@ def parse(line: str) -> Record | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) and "event" in record else None
+
+
+def parse_file(path: Path) -> Record | None:
+    try:
+        found: Record = json.loads(path.read_text())
+    except OSError:
+        return None
+    return found
 
 
 def kill_ours(pid: int) -> None:

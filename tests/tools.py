@@ -13,6 +13,13 @@ PACKAGES = {
     "prometheus": "prometheus",
     "amtool": "prometheus-alertmanager",
     "prometheus-alertmanager": "prometheus-alertmanager",
+    "systemd-analyze": "systemd",
+    "systemd-sysusers": "systemd",
+    "systemd-tmpfiles": "systemd",
+    "strace": "strace",
+    "nginx": "nginx-light",
+    "haproxy": "haproxy",
+    "openssl": "openssl",
 }
 """Command and Debian package."""
 

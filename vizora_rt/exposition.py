@@ -8,6 +8,7 @@ series, and it is a child object for each.
 import operator
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -231,19 +232,21 @@ def _histogram_lines(heads: tuple[str, ...], slots: Sequence[int]) -> Iterator[s
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_BOOT = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+"""When the machine started. Asked once, so that a process always started at the same time; and not of /proc/stat, which
+is hidden where /proc shows processes only (systemd's ProcSubset=pid)."""
 
 
 def read_processes(pids: Mapping[str, int]) -> dict[str, list[tuple[str, float]]]:
     """family -> (label, value), from proc(5). prometheus_client's collector has no label for the process."""
-    boot = _boot_time()
     found: dict[str, list[tuple[str, float]]] = {}
     for label, pid in pids.items():
-        for name, value in _read_process(Path("/proc") / str(pid), boot):
+        for name, value in _read_process(Path("/proc") / str(pid)):
             found.setdefault(name, []).append((label, value))
     return found
 
 
-def _read_process(folder: Path, boot: float) -> list[tuple[str, float]]:
+def _read_process(folder: Path) -> list[tuple[str, float]]:
     """What can be read: a process may end in between, or belong to somebody else."""
     found: list[tuple[str, float]] = []
     try:
@@ -256,7 +259,7 @@ def _read_process(folder: Path, boot: float) -> list[tuple[str, float]]:
             ("process_cpu_seconds_total", user + system),
             ("process_resident_memory_bytes", int(stat[21]) * _PAGE),
             ("process_virtual_memory_bytes", int(stat[20])),
-            ("process_start_time_seconds", boot + int(stat[19]) / _TICKS),
+            ("process_start_time_seconds", _BOOT + int(stat[19]) / _TICKS),
         ]
         limits = (folder / "limits").read_text()
         soft = next(line.split()[3] for line in limits.splitlines() if line.startswith("Max open files"))
@@ -265,10 +268,3 @@ def _read_process(folder: Path, boot: float) -> list[tuple[str, float]]:
     except (OSError, ValueError):
         pass
     return found
-
-
-def _boot_time() -> float:
-    for line in Path("/proc/stat").read_text().splitlines():
-        if line.startswith("btime "):
-            return float(line.split()[1])
-    return 0.0
