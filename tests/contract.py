@@ -19,6 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 PATIENCE: Final = 20.0
+STATUS: Final = '"event":"device:status'
 END: Final = "-- end of the block --"
 
 TOKEN: Final = r"[\w-]+\.[\w-]+\.[\w-]+"
@@ -214,22 +215,23 @@ class Reader:
 
     async def _hear(self, block: Block, client: ClientConnection, expected: str) -> None:
         async with asyncio.timeout(PATIENCE):
-            try:
-                text = await client.recv()
-            except ConnectionClosed:
-                text = f"close {client.close_code}"
-        assert isinstance(text, str)
+            text = await self._next(client)
+            while STATUS in text and STATUS not in expected:
+                text = await self._next(client)  # a dashboard hears of changes whenever they happen
         self._check(block, expected, text)
         if '"<n>"' in expected:
             self._bound = json.loads(text)["id"]
 
     async def _closed(self, block: Block, client: ClientConnection, line: str) -> None:
         async with asyncio.timeout(PATIENCE):
-            try:
-                text = str(await client.recv())
-            except ConnectionClosed:
-                text = f"close {client.close_code}"
-        self._check(block, line.removeprefix("< "), text)
+            self._check(block, line.removeprefix("< "), await self._next(client))
+
+    async def _next(self, client: ClientConnection) -> str:
+        """The next message, or how the connection ended."""
+        try:
+            return str(await client.recv())
+        except ConnectionClosed:
+            return f"close {client.close_code}"
 
     # The shell
 

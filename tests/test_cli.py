@@ -215,6 +215,46 @@ class TestDevice:
         for command in (("show", "lobby"), ("erase", "lobby", "--yes")):
             assert refused(run(tmp_path, "device", *command, env=env), 1) == "lobby: no such device"
 
+    @pytest.mark.parametrize(
+        ("arguments", "fields"),
+        [
+            (("kick", "lobby"), {"command": "device kick", "result": "no worker has it"}),
+            (
+                ("revoke", "lobby", "--reason", "stolen"),
+                {"command": "device revoke", "result": "revoked, no worker has it", "reason": "stolen"},
+            ),
+            (
+                ("revoke", "lobby", "--jti", "t1"),
+                {"command": "device revoke", "result": "revoked, no worker has it", "reason": "revoked", "jti": "t1"},
+            ),
+            (("revoke", "lobby", "--undo"), {"command": "device revoke --undo", "result": "was not revoked"}),
+            (("erase", "lobby", "--yes"), {"command": "device erase", "result": "erased"}),
+        ],
+    )
+    def test_what_changes_something_leaves_one_line(
+        self, tmp_path: Path, redis_url: str, arguments: tuple[str, ...], fields: dict[str, str]
+    ) -> None:
+        redis.Redis.from_url(redis_url).set("vz:{d:lobby}:status", b'{"status":"offline"}')
+        env = {"REDIS_URL": redis_url, "USER": "ops", **SECRETS, "INTERNAL_API_SECRET": "k" * 20}
+        done = run(tmp_path, "device", *arguments, env=env)
+        (line,) = done.stderr.splitlines()
+        record = json.loads(line)
+        for name in ("time", "level", "logger", "process"):
+            record.pop(name)
+        assert record == {"event": "audit", "user": "ops", "device_id": "lobby", **fields}
+        assert done.stdout == fields["result"] + "\n"
+
+    @pytest.mark.parametrize("arguments", [("list", "--org", "acme"), ("show", "lobby")])
+    def test_what_only_looks_leaves_none(self, tmp_path: Path, redis_url: str, arguments: tuple[str, ...]) -> None:
+        redis.Redis.from_url(redis_url).set("vz:{d:lobby}:status", b'{"status":"offline"}')
+        assert "audit" not in run(tmp_path, "device", *arguments, env={"REDIS_URL": redis_url}).stderr
+
+    def test_a_reason_is_as_long_as_over_http(self, tmp_path: Path, redis_url: str) -> None:
+        env = {"REDIS_URL": redis_url}
+        done = run(tmp_path, "device", "revoke", "lobby", "--reason", "x" * 257, env=env)
+        assert (done.returncode, redis.Redis.from_url(redis_url).keys("*")) == (2, [])
+        assert run(tmp_path, "device", "revoke", "lobby", "--reason", "x" * 256, env=env).returncode == 0
+
     def test_a_list_is_one_object_a_line(self, tmp_path: Path, redis_url: str) -> None:
         client = redis.Redis.from_url(redis_url)
         client.zadd("vz:{o:acme}:devices", {"a": 1, "b": 3, "c": 2})

@@ -23,7 +23,7 @@ from vizora_rt.net import devices, embedded, link, readers
 from vizora_rt.net.screen import Screen
 from vizora_rt.ops import alerts, drill, files
 from vizora_rt.supervisor import VERSION, Supervisor
-from vizora_rt.wire import messages
+from vizora_rt.wire import bodies, messages
 
 DEFAULT_FILE = Path("config.toml")
 
@@ -377,6 +377,16 @@ def _id(_: click.Context, __: click.Parameter, value: str) -> str:
     return value
 
 
+def _jti(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    return _id(context, parameter, value) if value else ""
+
+
+def _reason(_: click.Context, __: click.Parameter, value: str) -> str:
+    if len(value) > bodies.MAX_REASON:
+        raise click.BadParameter(f"at most {bodies.MAX_REASON} characters")
+    return value
+
+
 DEVICE_ARGUMENT = click.argument("device_id", metavar="ID", callback=_id)
 
 
@@ -424,24 +434,30 @@ def kick_device(device_id: str, file: Path | None) -> None:
     Example: vizora-rt device kick lobby-1
     """
     heard = _shell(file).kick(device_id)
-    click.echo("told its worker" if heard else "no worker has it")
+    _changed(
+        file, "device kick", "told the worker that has it, or had it last" if heard else "no worker has it", device_id
+    )
 
 
 @device_group.command("revoke")
 @DEVICE_ARGUMENT
-@click.option("--reason", default="revoked", show_default=True, help="What the device is told.")
+@click.option("--reason", default="revoked", show_default=True, callback=_reason, help="What the device is told.")
+@click.option("--jti", default="", callback=_jti, help="Only the token with this id.")
 @click.option("--undo", is_flag=True, help="Let it in again.")
 @CONFIG_OPTION
-def revoke_device(device_id: str, reason: str, undo: bool, file: Path | None) -> None:
+def revoke_device(device_id: str, reason: str, jti: str, undo: bool, file: Path | None) -> None:
     """Lock a device out, and end its connection.
 
     Example: vizora-rt device revoke lobby-1 --reason stolen
     """
+    shell, more = _shell(file), {"jti": jti} if jti else {}
     if undo:
-        click.echo("no longer revoked" if _shell(file).restore(device_id) else "was not revoked")
+        said = "no longer revoked" if shell.restore(device_id, jti) else "was not revoked"
+        _changed(file, "device revoke --undo", said, device_id, **more)
         return
-    heard = _shell(file).revoke(device_id, reason, time.time_ns() // 1_000_000)
-    click.echo("revoked, told its worker" if heard else "revoked, no worker has it")
+    heard = shell.revoke(device_id, reason, time.time_ns() // 1_000_000, jti)
+    said = "revoked, told the worker that has it, or had it last" if heard else "revoked, no worker has it"
+    _changed(file, "device revoke", said, device_id, reason=reason, **more)
 
 
 @device_group.command("erase")
@@ -457,7 +473,15 @@ def erase_device(device_id: str, yes: bool, file: Path | None) -> None:
         click.confirm(f"Delete all that is known of {device_id}?", abort=True)
     if not _shell(file).erase(device_id):
         raise StartupError(f"{device_id}: no such device")
-    click.echo("erased")
+    _changed(file, "device erase", "erased", device_id)
+
+
+def _changed(file: Path | None, what: str, said: str, device_id: str, **more: str) -> None:
+    """Say what was done, and leave the line of the log that the same call over HTTP leaves, on stderr."""
+    click.echo(said)
+    report.configure(_load(file), "shell")
+    user = os.environ.get("SUDO_USER") or os.environ.get("USER") or str(os.geteuid())
+    report.logger("shell").info("audit", command=what, result=said, user=user, device_id=device_id, **more)
 
 
 def _shell(file: Path | None) -> devices.Shell:

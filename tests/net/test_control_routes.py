@@ -297,6 +297,17 @@ class TestRevocation:
             await call(node, "DELETE", "/internal/device-revoked?deviceId=lobby&jti=t1")
             await Screen.dial(node, "lobby", jti="t1")
 
+    async def test_to_let_a_token_in_again_lets_no_device_in(self, redis_url: str) -> None:
+        """Who was locked out as a device stays so, whatever becomes of its tokens."""
+        async with fleet(redis_url, 1) as (node,):
+            for body in ({"deviceId": "lobby"}, {"deviceId": "lobby", "jti": "t1"}):
+                await call(node, "POST", "/internal/device-revoked", body)
+            answer = await call(node, "DELETE", "/internal/device-revoked?deviceId=lobby&jti=t1")
+            assert answer.body["message"] == "no longer revoked"
+            with pytest.raises(Exception, match="403"):
+                await Screen.dial(node, "lobby", jti="t1")
+            assert books(redis_url).exists("vz:{d:lobby}:revoked") == 1
+
     async def test_a_doorbell_that_was_lost(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         async with fleet(redis_url, 1, player={"heartbeat_interval": 1000}) as (node,):
             screen = await Screen.dial(node, "lobby")

@@ -56,6 +56,20 @@ async def test_kick_revoke_and_let_in_again(redis_url: str, shell: Shell) -> Non
         await Screen.dial(node, "lobby")
 
 
+async def test_one_token_of_a_device(redis_url: str, shell: Shell) -> None:
+    async with fleet(redis_url, 1) as (node,):
+        screen = await Screen.dial(node, "lobby", jti="t1")
+        await until(lambda: books(redis_url).pubsub_numsub("vz:node:node:0")[0][1])
+        assert await asyncio.to_thread(shell.revoke, "lobby", "lost", 7, "t2")
+        assert (await screen.answer("heartbeat", {}, 1))["success"]
+        assert await asyncio.to_thread(shell.revoke, "lobby", "lost", 7, "t1")
+        assert await screen.ended() == 4501
+        await Screen.dial(node, "lobby", jti="t3")
+        assert not await asyncio.to_thread(shell.restore, "lobby")
+        assert await asyncio.to_thread(shell.restore, "lobby", "t1")
+        await Screen.dial(node, "lobby", jti="t1")
+
+
 async def test_erase(redis_url: str, shell: Shell) -> None:
     async with fleet(redis_url, 1) as (node,):
         screen = await Screen.dial(node, "lobby")

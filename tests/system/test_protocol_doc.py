@@ -329,15 +329,42 @@ def rule(kind: Any) -> str:
 
 
 def bounded(kind: Any, meta: Meta) -> str:
+    if meta.pattern is not None and "8192" in meta.pattern:
+        return "1 to 8192 characters of ASCII without space"
     if meta.pattern is not None:
         return "id" if "128" in meta.pattern else "1 to 64 of A to Z, a to z, 0 to 9 and `._~+/=-`"
+    if get_origin(kind) is list and meta.min_length:
+        return f"list of {meta.min_length} to {meta.max_length} ids"
     if get_origin(kind) is list:
         return f"list of at most {meta.max_length} objects"
     if kind is str:
         low = f"{meta.min_length} to" if meta.min_length else "at most"
         return f"text, {low} {meta.max_length} characters"
     most = "2^53" if meta.le == 2**53 else meta.le
+    if meta.gt is not None:
+        return f"{rule(kind)}, more than {meta.gt}, at most {most}"
     return f"{rule(kind)}, " + (f"{meta.ge} to {most}" if most is not None else f"at least {meta.ge}")
+
+
+BODIES: dict[str, type[Struct]] = {
+    "/push/playlist": bodies.PushPlaylist,
+    "/push/content": bodies.PushContent,
+    "/commands/broadcast": bodies.Broadcast,
+    "/internal/command": bodies.DeviceCommand,
+    "/notifications/broadcast": bodies.Notification,
+    "/internal/device-revoked": bodies.Revocation,
+    "/internal/tenant-entitlement": bodies.Entitlement,
+    "/internal/token-refresh": bodies.TokenRefresh,
+}
+
+
+def body_fields() -> Iterator[tuple[str, str]]:
+    """Each field of the bodies, once: the same name has the same rule in all of them."""
+    rules: dict[str, str] = {}
+    for schema in BODIES.values():
+        for name, text in fields(schema):
+            assert rules.setdefault(name.strip("*"), text) == text, name
+    yield from rules.items()
 
 
 class TestRoutes:
@@ -348,22 +375,17 @@ class TestRoutes:
         assert set(told) == {(method, path) for path, methods in node.http._routes.items() for method in methods}
 
     def test_bodies(self) -> None:
-        schemas: dict[str, type[Struct]] = {
-            "/push/playlist": bodies.PushPlaylist,
-            "/push/content": bodies.PushContent,
-            "/commands/broadcast": bodies.Broadcast,
-            "/internal/command": bodies.DeviceCommand,
-            "/notifications/broadcast": bodies.Notification,
-            "/internal/device-revoked": bodies.Revocation,
-            "/internal/tenant-entitlement": bodies.Entitlement,
-            "/internal/token-refresh": bodies.TokenRefresh,
-        }
+        schemas = dict(BODIES)
         for method, path, _, body, _ in PAGE.rows("### Routes"):
             if method == "POST":
                 told = set(re.findall(r"(\*\*)?`(\w+)`", body))
                 known = msgspec.structs.fields(schemas.pop(code(path)))
                 assert told == {("**" if each.required else "", each.encode_name) for each in known}
         assert schemas == {}
+
+    def test_fields(self) -> None:
+        told = [(names, rule) for names, rule in PAGE.rows("<!-- bodies -->")]
+        assert told == list(body_fields())
 
     async def test_the_key(self, redis_url: str) -> None:
         async with fleet(redis_url, 1) as (node,):

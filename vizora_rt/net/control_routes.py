@@ -235,8 +235,7 @@ class Routes:
         body: bodies.Revocation = call.body
         call.audit = {"device_id": body.device_id, "jti": body.jti, "reason": body.reason}
         value = devices.revocation(body.reason, now_ms())
-        name = f"revoked_token:{body.jti}" if body.jti else key(body.device_id, "revoked")
-        await self._ask(resp.pack("SET", name, value))
+        await self._ask(resp.pack("SET", devices.revoked_key(body.device_id, body.jti), value))
         bell = {"revoked": body.device_id, "reason": body.reason, "jti": body.jti}
         delivered = await self._ring(body.device_id, bell)
         message = "token revoked" if body.jti else "device revoked"
@@ -244,16 +243,16 @@ class Routes:
         return Response(200, messages.dumps(answer))
 
     async def restore(self, call: Call) -> Response:
-        """Undo a revocation. Clients may send no body with DELETE (RFC 9110 section 9.3.5): a query will do."""
+        """Undo a revocation, with `jti` that of one token. Clients may send no body with DELETE (RFC 9110 section
+        9.3.5): a query will do."""
         data = parsed(call.request.body) if call.request.body else {}
         given = {"deviceId": call.request.param("deviceId"), "jti": call.request.param("jti")} | data
         body = bodies.check(bodies.Revocation, {name: value for name, value in given.items() if value is not None})
         if isinstance(body, messages.Invalid):
             raise RefusedError(errors.INVALID_BODY, details=body.details)
         call.audit = {"device_id": body.device_id, "jti": body.jti}
-        names = [key(body.device_id, "revoked"), *([f"revoked_token:{body.jti}"] if body.jti else [])]
-        replies = await self._ask(*(resp.pack("DEL", name) for name in names))
-        message = "no longer revoked" if any(replies) else "was not revoked"
+        (undone,) = await self._ask(resp.pack("DEL", devices.revoked_key(body.device_id, body.jti)))
+        message = "no longer revoked" if undone else "was not revoked"
         answer = {"success": True, "delivered": False, "queued": False, "message": message}
         return Response(200, messages.dumps(answer))
 

@@ -84,6 +84,11 @@ def erase(device_id: str, organization_id: str, partitions: int) -> list[bytes]:
     return commands
 
 
+def revoked_key(device_id: str, jti: str | None) -> str:
+    """Where a revocation stands: of one token, which other services look up by its id, else of the device."""
+    return f"revoked_token:{jti}" if jti else key(device_id, "revoked")
+
+
 def revocation(reason: str, now: int) -> bytes:
     """The value of the key that locks a device out."""
     return messages.dumps({"reason": reason, "at": now})
@@ -106,14 +111,15 @@ class Shell:
         """End the device's connection; it may come back. Whether a worker heard it."""
         return self._ring(device_id, {"kick": device_id})
 
-    def revoke(self, device_id: str, reason: str, now: int) -> bool:
-        """Lock the device out. Whether a worker heard it, which has the device's connection or had it last."""
-        self._ask([resp.pack("SET", key(device_id, "revoked"), revocation(reason, now))])
-        return self._ring(device_id, {"revoked": device_id, "reason": reason})
+    def revoke(self, device_id: str, reason: str, now: int, jti: str = "") -> bool:
+        """Lock the device out, or with `jti` one token of it. Whether a worker heard it, which has the device's
+        connection or had it last."""
+        self._ask([resp.pack("SET", revoked_key(device_id, jti), revocation(reason, now))])
+        return self._ring(device_id, {"revoked": device_id, "reason": reason, "jti": jti or None})
 
-    def restore(self, device_id: str) -> bool:
-        """Undo that. Whether the device was locked out."""
-        return bool(self._ask([resp.pack("DEL", key(device_id, "revoked"))])[0])
+    def restore(self, device_id: str, jti: str = "") -> bool:
+        """Undo that. Whether the device, or this token, was locked out."""
+        return bool(self._ask([resp.pack("DEL", revoked_key(device_id, jti))])[0])
 
     def erase(self, device_id: str) -> bool:
         """Delete all that is known of the device. Whether there was anything."""

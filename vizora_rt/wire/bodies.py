@@ -11,7 +11,8 @@ from msgspec import Meta, Struct
 
 from vizora_rt.wire.messages import Id, Invalid, reason_of
 
-Reason = Annotated[str, Meta(max_length=256)]
+MAX_REASON = 256
+Reason = Annotated[str, Meta(max_length=MAX_REASON)]
 Version = Annotated[str, Meta(min_length=1, max_length=64)]
 Json = dict[str, Any]
 
