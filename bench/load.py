@@ -5,23 +5,20 @@ latencies also depend on what else the machine does. A run in which the generato
 """
 
 import asyncio
-import os
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench import server
 from bench.engine import Engine, Progress, is_socketio, undisturbed
 from bench.histogram import Quantiles
+from bench.messages import heartbeats
 from bench.pace import ClosedLoop, OpenLoop
 from vizora_rt.net.dial import Endpoint
 from vizora_rt.wire import socketio
-from vizora_rt.wire.frames import TEXT, encode_masked
-from vizora_rt.wire.messages import dumps, encode
+from vizora_rt.wire.messages import encode
 
-HEARTBEATS = 256
 SETTLE_SECONDS = 0.3
 GRACE_SECONDS = 2.0
 """How long answers are waited for when the last message is sent."""
@@ -103,31 +100,6 @@ class NothingConnectedError(Exception):
 
     def __init__(self, failed: Counter[str]) -> None:
         self.failed = failed
-
-
-def heartbeats(count: int = HEARTBEATS, encode: Callable[[str, bytes, int | None], bytes] = encode) -> list[bytes]:
-    """Frames of heartbeats as a playing screen sends them, no two alike."""
-    frames = []
-    for number in range(count):
-        vitals = {
-            "metrics": {
-                "cpuUsage": round(random.uniform(0, 100), 2),
-                "memoryUsage": round(random.uniform(0, 100), 2),
-                "diskUsage": 33,
-                "temperature": 48.5,
-                "networkLatency": random.randrange(200),
-            },
-            "currentContent": {
-                "contentId": f"content-{random.randrange(10_000)}",
-                "playlistId": "playlist-1",
-                "playbackPosition": round(random.uniform(0, 30), 1),
-                "status": "playing",
-            },
-            "uptime": 86_400 + number,
-            "appVersion": "1.4.2",
-        }
-        frames.append(encode_masked(TEXT, encode("heartbeat", dumps(vitals), number + 1), os.urandom(4)))
-    return frames
 
 
 async def run(plan: Plan, progress: Progress) -> Result:

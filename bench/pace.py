@@ -101,14 +101,15 @@ class ClosedLoop:
 class OpenLoop:
     """`rate` messages a second in all, evenly spaced, one connection after the other."""
 
-    def __init__(self, frames: Sequence[bytes], rate: float) -> None:
+    def __init__(self, frames: Sequence[bytes], rate: float, lateness: Callable[[], Latencies] | None = None) -> None:
         self._next = itertools.cycle(frames).__next__
         self._rate = rate
+        self._lateness = lateness
         self._timetable: Timetable | None = None
 
     def start(self, engine: Engine) -> None:
         turns, following = itertools.cycle(engine.connections).__next__, self._next
-        self._timetable = Timetable(lambda: engine.lateness)
+        self._timetable = Timetable(self._lateness or (lambda: engine.lateness))
         self._timetable.add(self._rate, lambda due: turns().send(following(), (due,)))
         self._timetable.start()
 

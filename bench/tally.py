@@ -50,11 +50,11 @@ class Tally:
         if due >= self.since:
             self.sent += 1
 
-    def succeed(self, due: int, now: int) -> None:
+    def succeed(self, due: int, now: int, messages: int = 1) -> None:
         if due >= self.since:
             self.latencies.record(now - due)
             self.accepted += 1
-            self.messages += 1
+            self.messages += messages
 
     def refuse(self, due: int, now: int, code: str) -> None:
         if due >= self.since:

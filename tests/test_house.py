@@ -53,7 +53,7 @@ WITHOUT_TEST = {
 WHOLE_SYSTEM = {
     # Tests of no single module, and what they are of.
     "tests/test_house.py": "the rules of the house themselves",
-    "tests/test_bench.py": "the load generator, which stands outside the package",
+    "tests/bench/": "the load generator, which stands outside the package",
     "tests/conformance/": "RFC 6455, Socket.IO and hostile peers against the running service",
     "tests/ops/test_contract.py": "whatever asks for a figure, against the registry",
     "tests/system/": "the service as a process: start, roll, crash, drain",

@@ -9,6 +9,7 @@ import pytest
 
 PACKAGES = {
     "curl": "curl",
+    "chromium": "chromium",
     "promtool": "prometheus",
     "prometheus": "prometheus",
     "amtool": "prometheus-alertmanager",

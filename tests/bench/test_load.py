@@ -20,7 +20,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from bench import engine, histogram, load, pace, report, server, tally, tokens
+from bench import engine, histogram, load, messages, pace, report, server, tally, tokens
 from tests.service import Service
 from vizora_rt.net.dial import parse_url
 from vizora_rt.wire import socketio
@@ -104,7 +104,7 @@ def bench(*arguments: str, secret: str | None = SECRET) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-m", "bench", "load", "--devices", "20", "--seconds", "0.5", "--warmup", "0.1", *arguments],
         env=env if secret is None else {**env, "DEVICE_JWT_SECRET": secret},
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=60,
@@ -245,7 +245,7 @@ class TestEngine:
             if number == 0:
                 time.sleep(0.5)
 
-        beat = pace.OpenLoop(load.heartbeats(4), 100.0)
+        beat = pace.OpenLoop(messages.heartbeats(4), 100.0)
         with server_thread(acking(before=stall)) as url:
             run = engine.Engine(parse_url(url), beat)
             await run.connect(["t"], 1000.0, lambda phase, share: None)
@@ -277,7 +277,7 @@ class TestEngine:
 
         async with asyncio.timeout(20), serving(handle) as url:
             endpoint = parse_url(url.removesuffix("/ws") + SOCKETIO)
-            run = engine.Engine(endpoint, pace.ClosedLoop(load.heartbeats(2, socketio.encode), 1))
+            run = engine.Engine(endpoint, pace.ClosedLoop(messages.heartbeats(2, socketio.encode), 1))
             await run.connect(["t"], 1000.0, lambda phase, share: None)
             run.pace.start(run)
             while not run.closed:
@@ -342,7 +342,7 @@ class TestEngine:
 
 
 def test_heartbeats_are_what_the_server_takes_whole() -> None:
-    frames = load.heartbeats()
+    frames = messages.heartbeats()
     assert len(set(frames)) == len(frames)
     for frame in frames:
         parsed = parse_frame(frame, 0, 65536)

@@ -1,0 +1,50 @@
+"""`scrape`: devices with a series each, and a Prometheus that asks for them: heartbeats must not wait for it.
+
+The first half of the run is without scrapes, the second with one a second, fifteen times as often as usual.
+"""
+
+import asyncio
+from time import perf_counter
+
+from bench.agent import Agent
+from bench.director import Director
+from bench.fleet import Fleet
+from bench.plan import Options
+from bench.scenario import OLD_SUITE, Scenario
+
+EVERY_SECONDS = 1.0
+
+
+async def load(agent: Agent) -> None:
+    fleet = Fleet(agent)
+    await fleet.connect()
+    await fleet.live(plays=False)
+    await fleet.leave()
+
+
+async def scrape(director: Director) -> None:
+    await director.at(0.5)
+    director.mark("scrapes begin")
+    took, size = [], 0
+    while director.elapsed < director.options.seconds - EVERY_SECONDS:
+        begun = perf_counter()
+        status, body = await director.call("GET", "/metrics")
+        took.append(perf_counter() - begun)
+        size = len(body)
+        if status != 200:
+            director.notes.append(f"GET /metrics: {status}")
+        await asyncio.sleep(max(0.0, EVERY_SECONDS - took[-1]))
+    director.figures |= {"scrapes": len(took), "scrape.longest": max(took, default=0.0), "scrape.bytes": size}
+    director.split = 0.5
+
+
+SCENARIOS = (
+    Scenario(
+        "scrape",
+        "Prometheus reads a series of every device while they beat; the heartbeats' p99 may rise by 5 ms",
+        load,
+        Options(devices=2000, rate=1000.0, seconds=20.0, warmup=5.0),
+        (*OLD_SUITE, "scrape.rise<5ms", "errors<0.1%"),
+        scrape,
+    ),
+)
