@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTHON ?=
 ARGS ?=
 
-.PHONY: help demo test lint soak drill bench bench-compare peers clean
+.PHONY: help demo test lint soak monitoring drill bench bench-compare peers clean
 
 help:
 	@echo "make demo           start a gateway and simulated screens"
 	@echo "make test           lint, types and tests: what CI runs"
 	@echo "make lint           ruff and mypy alone"
 	@echo "make soak           the long tests"
+	@echo "make monitoring     Prometheus and Alertmanager beside a gateway that runs"
 	@echo "make drill          each alert's fault done for real: it fires, arrives, resolves; ARGS='RedisDown' for one"
 	@echo "make bench          micro-benchmarks; saves the run in .benchmarks"
 	@echo "make bench-compare  the same, beside the last saved run"
@@ -35,6 +36,9 @@ lint: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+monitoring: $(VENV)/.installed
+	@exec $(BIN)/vizora-rt ops monitoring $(ARGS)
 
 drill: $(VENV)/.installed
 	@$(BIN)/vizora-rt ops drill $(ARGS)

@@ -26,6 +26,7 @@ COMMANDS = [
     ["plays"], ["plays", "tail"], ["plays", "export"], ["events"], ["events", "tail"], ["events", "export"],
     ["device"], ["device", "list"], ["device", "show"], ["device", "kick"], ["device", "revoke"], ["device", "erase"],
     ["ops"], ["ops", "alerts"], ["ops", "metrics"], ["ops", "dashboards"], ["ops", "drill"],
+    ["ops", "monitoring"], ["ops", "compose"],
 ]  # fmt: skip
 
 SECRETS = {"DEVICE_JWT_SECRET": "d" * 32, "JWT_SECRET": "u" * 32}

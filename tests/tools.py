@@ -21,6 +21,7 @@ PACKAGES = {
     "nginx": "nginx-light",
     "haproxy": "haproxy",
     "openssl": "openssl",
+    "docker-compose": "docker-compose",
 }
 """Command and Debian package."""
 

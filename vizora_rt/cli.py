@@ -21,7 +21,7 @@ from vizora_rt.config import Config
 from vizora_rt.errors import StartupError, UnavailableError
 from vizora_rt.net import devices, embedded, link, readers
 from vizora_rt.net.screen import Screen
-from vizora_rt.ops import alerts, drill, files
+from vizora_rt.ops import alerts, drill, files, monitoring
 from vizora_rt.supervisor import VERSION, Supervisor
 from vizora_rt.wire import bodies, messages
 
@@ -527,9 +527,21 @@ def ops_dashboards(write: bool) -> None:
     _give(files.dashboard_files(), write)
 
 
+PORT = click.IntRange(1, 65535)
 OPS_OPTION = click.option(
     "--ops", "folder", default="ops", show_default=True, type=click.Path(path_type=Path), help="The checkout's ops/."
 )
+
+
+@operate.command("compose")
+@OPS_OPTION
+@WRITE_OPTION
+def ops_compose(folder: Path, write: bool) -> None:
+    """Print the file of Prometheus that ops/compose.yml mounts.
+
+    Example: vizora-rt ops compose --write
+    """
+    _give(files.compose_files(folder), write)
 
 
 @operate.command("drill")
@@ -549,6 +561,23 @@ def ops_drill(names: tuple[str, ...], jobs: int, folder: Path) -> None:
     if failed:
         raise StartupError(f"{len(failed)} of {len(results)} drills failed: {', '.join(failed)}")
     click.echo(f"{len(results)} alerts fired, arrived and resolved")
+
+
+@operate.command("monitoring")
+@click.option("--gateway", default="127.0.0.1:3001", show_default=True, help="Host and port of the gateway.")
+@click.option("--prometheus-port", default=9090, show_default=True, type=PORT, help="Port of Prometheus.")
+@click.option("--alertmanager-port", default=9093, show_default=True, type=PORT, help="Port of Alertmanager.")
+@click.option("--deliver", is_flag=True, help="Notify the receivers of alertmanager.yml instead of telling it here.")
+@OPS_OPTION
+def ops_monitoring(gateway: str, prometheus_port: int, alertmanager_port: int, deliver: bool, folder: Path) -> None:
+    """Run Prometheus and Alertmanager on loopback beside a gateway that runs. Ctrl-C ends both.
+
+    Example: vizora-rt ops monitoring --gateway 127.0.0.1:3001
+    """
+    kept = config.state_dir(os.environ) / "monitoring"
+    kept.mkdir(parents=True, exist_ok=True)
+    ports = prometheus_port, alertmanager_port
+    asyncio.run(_interruptible(monitoring.run(folder, kept, gateway, ports, deliver, click.echo)))
 
 
 async def _interruptible(work: Coroutine[Any, Any, Result]) -> Result:

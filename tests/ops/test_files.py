@@ -9,10 +9,17 @@ from vizora_rt.errors import StartupError
 from vizora_rt.ops import alerts, files, grafana, reference
 from vizora_rt.ops.dashboards import DASHBOARDS
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 def test_what_is_made() -> None:
     assert files.alert_files("https://wiki/") == {files.ALERTS: alerts.render("https://wiki/")}
     assert files.metric_files() == {files.METRICS: reference.render()}
+
+
+def test_the_file_of_compose_is_up_to_date() -> None:
+    for path, text in files.compose_files(ROOT / "ops").items():
+        assert (ROOT / path).read_text("utf-8") == text, "run: vizora-rt ops compose --write"
 
 
 def test_dashboards_are_made_by_a_process_of_its_own() -> None:

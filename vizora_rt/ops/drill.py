@@ -11,7 +11,6 @@ import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,15 +20,12 @@ from vizora_rt.ops import alerts, monitors
 from vizora_rt.ops.alerts import Severity
 from vizora_rt.ops.faults import FAULTS, Fault
 from vizora_rt.ops.monitors import Notification, Program, Webhook
-from vizora_rt.ops.site import Site, until
+from vizora_rt.ops.site import Site, many_threads, until
 
 CALM_SECONDS = 60.0
 FIRE_SECONDS = 120.0
 """For an alert to arrive: the longest window and hold are 60 s when minutes are seconds."""
 RESOLVE_SECONDS = 120.0
-THREADS = 64
-"""What asks is mostly waiting: for each drill a poll, and the calls of a backend that some faults make."""
-
 RECEIVERS: dict[Severity, frozenset[str]] = {
     "critical": frozenset({"pagerduty", "slack"}),
     "warning": frozenset({"slack", "email"}),
@@ -115,7 +111,7 @@ async def run(names: Sequence[str], ops: Path, say: Say, jobs: int = 1) -> list[
     monitors.configs(ops)
     for program in (("prometheus",), ("prometheus-alertmanager", "alertmanager")):
         monitors.executable(*program)
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
+    many_threads()
     gate = asyncio.Semaphore(jobs)
 
     async def one(name: str) -> Result:

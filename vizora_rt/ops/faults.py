@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from asyncio import StreamWriter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -243,8 +244,10 @@ async def nobody_reads(site: Site) -> None:
     """Dashboards that fell asleep with their connections open, and notices as large as the API takes them."""
     notice = {"organizationId": "acme", "notification": {"text": "x" * 900_000}}
     while True:
-        asleep = [await site.deaf(f"ann-{number}") for number in range(40)]
+        asleep: list[StreamWriter] = []
         try:
+            for number in range(40):
+                asleep += [await site.deaf(f"ann-{number}")]
             # The kernel takes some MB for each before anything waits in the gateway.
             for _ in range(12):
                 await site.api("/notifications/broadcast", notice)
@@ -252,7 +255,8 @@ async def nobody_reads(site: Site) -> None:
             await asyncio.sleep(2 * SECOND)
         finally:
             for writer in asleep:
-                writer.close()
+                writer.transport.abort()
+            await asyncio.gather(*(writer.wait_closed() for writer in asleep), return_exceptions=True)
 
 
 async def many_screens(site: Site) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -31,6 +32,14 @@ DAY = 86400
 HURRY = Timing(first_beat=0.2, backoff_first=0.2, backoff_most=1.0)
 EAR_BYTES = 4096
 """What a client that does not listen takes all the same, beside the kernel's buffers: the answer to its handshake."""
+
+
+THREADS = 64
+
+
+def many_threads() -> None:
+    """For whoever has faults: what asks is mostly waiting, and asyncio's own few threads would make others wait too."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
 
 
 class Wire:
