@@ -62,6 +62,12 @@ WHOLE_SYSTEM = {
     "tests/system/": "the service as a process: start, roll, crash, drain",
 }
 
+UNMEASURED = {
+    "app.events": "two constants and a tuple",
+    "app.play_script": "runs in Redis; the scenario `plays` measures it there",
+}
+"""Modules of `wire` and `app` without a micro-benchmark, and why they need none."""
+
 NO_NAMES = frozenset({"util", "utils", "helper", "helpers", "common", "misc"})
 
 FORBIDDEN_TEXT = {
@@ -201,6 +207,14 @@ def mirror(packaged: set[str], tests: set[str]) -> list[str]:
         if not any(path == each or (each.endswith("/") and path.startswith(each)) for each in WHOLE_SYSTEM)
     ]
     return sorted(missing + stray)
+
+
+def unmeasured(packaged: set[str], benchmarks: set[str]) -> list[str]:
+    """`packaged`: module names. `benchmarks`: file names of micro-benchmarks."""
+    pure = {name for name in packaged if name.startswith(("wire.", "app."))}
+    wanted = {name: f"test_{name.partition('.')[2]}.py" for name in pure - set(UNMEASURED)}
+    missing = [f"{name} has no bench/{file}" for name, file in wanted.items() if file not in benchmarks]
+    return sorted(missing + [f"{name} is no module" for name in UNMEASURED if name not in packaged])
 
 
 def tracked() -> list[Path]:
@@ -354,6 +368,17 @@ class TestShape:
             "wire.http has no tests/wire/test_http.py",
         ]
         assert mirror({"__main__"}, {"tests/test_house.py", "tests/conformance/test_anything.py"}) == []
+
+    def test_each_pure_module_is_measured(self) -> None:
+        assert unmeasured(set(modules()), {path.name for path in (ROOT / "bench").glob("test_*.py")}) == []
+
+    def test_an_unmeasured_module_is_seen(self) -> None:
+        known = set(UNMEASURED)
+        assert unmeasured(known | {"wire.http", "net.http"}, {"test_http.py"}) == []
+        assert unmeasured(known | {"wire.http", "app.auth"}, {"test_auth.py"}) == [
+            "wire.http has no bench/test_http.py"
+        ]
+        assert unmeasured(known - {"app.events"}, set()) == ["app.events is no module"]
 
     def test_each_module_begins_with_its_job(self) -> None:
         silent = [
