@@ -63,6 +63,7 @@ class Screen(Player):
     def on_state(self, state: State) -> None:
         if state is State.ONLINE:
             self.connects += 1
+            self.fleet.arrivals.append(time.monotonic())
         elif state is State.WAITING and self.ending is not None:
             self.endings[self.ending.reason] += 1
         self.fleet.news.set()
@@ -92,12 +93,15 @@ class Fleet:
         prefix: str = "screen",
         timing: Timing = QUICK,
         ramp: float = 1000.0,
+        kind: Callable[["Fleet", str], Screen] = Screen,
     ) -> None:
         self.port = port
         self.organization = organization
         self.timing = timing
         self.news = asyncio.Event()
-        self.screens = [Screen(self, f"{prefix}-{number}") for number in range(count)]
+        self.arrivals: list[float] = []
+        """When each handshake was done, in order."""
+        self.screens = [kind(self, f"{prefix}-{number}") for number in range(count)]
         self._ramp = ramp
         self._tasks: list[asyncio.Task[Any]] = []
 

@@ -53,6 +53,7 @@ class Service:
             **env,
         }
         self.args = [command, "--port", "0", *args]
+        self.python = sys.executable
         self.prefix: list[str] = []
         """A command that starts the command that it is given."""
         self.port = 0
@@ -71,7 +72,7 @@ class Service:
         self.lines = []
         self._over = False
         self._process = subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "vizora_rt", *self.args],
+            [*self.prefix, self.python, "-m", "vizora_rt", *self.args],
             env=self.env,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

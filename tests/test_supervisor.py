@@ -303,6 +303,63 @@ class TestNotify:
                 told("STOPPING=1")
 
 
+class Systemd:
+    """What systemd does for a unit with WatchdogSec: no WATCHDOG=1 for that long, and the main process is killed."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(folder / "notify"))
+        self.seconds = seconds
+        self.env = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": str(int(seconds * 1e6))}
+
+    def fed(self) -> bool:
+        """Whether it is fed in time from now on: False when the time is up."""
+        deadline = time.monotonic() + self.seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.socket.settimeout(left)
+            try:
+                if self.socket.recv(4096) == b"WATCHDOG=1":
+                    return True
+            except TimeoutError:
+                break
+        return False
+
+
+class TestWatchdog:
+    @pytest.fixture
+    def systemd(self, tmp_path: Path) -> Iterator[Systemd]:
+        made = Systemd(tmp_path, 2.0)
+        yield made
+        made.socket.close()
+
+    def test_a_supervisor_that_hangs_is_restarted(self, tmp_path: Path, systemd: Systemd) -> None:
+        with serving(tmp_path, systemd.env) as service:
+            workers, store = service.workers(), store_pid(service)
+            assert all(systemd.fed() for _ in range(3))
+            os.kill(service.pid, signal.SIGSTOP)
+            until(lambda: not systemd.fed())
+            # KillMode=mixed: the workers hear it from their channel, and the store is for the next one to adopt.
+            assert service.stop(signal.SIGKILL) == -signal.SIGKILL
+            until(lambda: not any(map(alive, workers)))
+            service.start()
+            assert service.wait("embedded store adopted")["pid"] == store
+            assert systemd.fed()
+            assert service.get("/health/ready")[0] == 200
+
+    def test_workers_that_all_hang_are_replaced_before_it_bites(self, tmp_path: Path, systemd: Systemd) -> None:
+        env = {**systemd.env, "VIZORA_SERVER__HANG_SECONDS": "1.5"}
+        with serving(tmp_path, env) as service:
+            assert systemd.fed()
+            before = service.workers()
+            for pid in before:
+                os.kill(pid, signal.SIGSTOP)
+            service.wait("worker hangs", count=2)
+            # It replaces them itself, which is faster: and is fed again when a new one beats.
+            service.wait("worker ready", count=4)
+            assert systemd.fed()
+            assert not set(service.workers()) & set(before)
+
+
 def test_version_is_that_of_the_package() -> None:
     shown = subprocess.run([sys.executable, "-m", "vizora_rt", "--version"], capture_output=True, text=True, check=True)
     assert supervisor.VERSION in shown.stdout

@@ -1,4 +1,4 @@
-"""The commands: `serve`, `demo`, `check-config`, `token`, `plays`, `events`, `device`. Nothing but parsing and calling.
+"""The commands: `serve`, `demo`, `check-config`, `token`, `plays`, `events`, `device`, `store`. Parsing and calling.
 
 What cannot start says why in one line and ends with the exit code of its error, never with a traceback.
 """
@@ -19,7 +19,7 @@ from vizora_rt import config, report
 from vizora_rt.app import auth
 from vizora_rt.config import Config
 from vizora_rt.errors import StartupError, UnavailableError
-from vizora_rt.net import devices, embedded, link, readers
+from vizora_rt.net import backup, devices, embedded, link, readers
 from vizora_rt.net.screen import Screen
 from vizora_rt.ops import alerts, drill, files, monitoring
 from vizora_rt.supervisor import VERSION, Supervisor
@@ -385,6 +385,35 @@ def _reason(_: click.Context, __: click.Parameter, value: str) -> str:
     if len(value) > bodies.MAX_REASON:
         raise click.BadParameter(f"at most {bodies.MAX_REASON} characters")
     return value
+
+
+@command.group("store")
+def store_group() -> None:
+    """Back up the embedded store, and restore it."""
+
+
+@store_group.command("backup")
+@click.argument("target", type=click.Path(path_type=Path))
+@CONFIG_OPTION
+def backup_store(target: Path, file: Path | None) -> None:
+    """Copy the store of the running service into the new folder TARGET. The service goes on.
+
+    Example: vizora-rt store backup /var/backups/vizora-rt/monday
+    """
+    size = backup.backup(Path(_load(file).state_dir), target)
+    click.echo(f"{target}: {size} bytes", err=True)
+
+
+@store_group.command("restore")
+@click.argument("source", type=click.Path(path_type=Path))
+@CONFIG_OPTION
+def restore_store(source: Path, file: Path | None) -> None:
+    """Make the backup SOURCE the data of the service, which must be stopped. What was there is kept beside it.
+
+    Example: vizora-rt store restore /var/backups/vizora-rt/monday
+    """
+    aside = backup.restore(Path(_load(file).state_dir), source)
+    click.echo(f"restored; the data before is in {aside}" if aside else "restored", err=True)
 
 
 DEVICE_ARGUMENT = click.argument("device_id", metavar="ID", callback=_id)

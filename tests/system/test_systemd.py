@@ -64,11 +64,11 @@ def allowed() -> set[str]:
 
 
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    program = tmp_path / "vizora-rt"
+    program = tmp_path / "python"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/vizora-rt/bin/vizora-rt", str(program)))
+    unit.write_text(UNIT.read_text().replace("/opt/vizora-rt/current/bin/python", str(program)))
     code, output = run("systemd-analyze", "verify", "--man=no", unit)
     assert (code, [line for line in output.splitlines() if UNIT.name in line]) == (0, [])
 
@@ -85,6 +85,18 @@ def test_it_gives_a_drain_and_a_hung_worker_the_time_they_take() -> None:
     assert float(unit["TimeoutStopSec"]) > 10 + 5 + 10  # drain_seconds, BEYOND_DRAIN_SECONDS, STOP_SECONDS of the store
     assert float(unit["WatchdogSec"]) > 10  # hang_seconds: the supervisor is faster where it lives
     assert (unit["Type"], unit["NotifyAccess"], unit["KillMode"]) == ("notify", "main", "mixed")
+
+
+def test_the_guide_names_files_that_are_there() -> None:
+    guide = (ROOT / "ops/install.md").read_text()
+    named = set(re.findall(r"\b(?:ops|tests)/[\w/.-]+\.\w+", guide))
+    assert {path for path in named if not (ROOT / path).is_file()} == set()
+    shipped = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("systemd", "nginx", "haproxy")
+        for path in (ROOT / "ops" / folder).iterdir()
+    }
+    assert shipped <= named
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="files for another user are made by root")

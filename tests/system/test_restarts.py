@@ -1,0 +1,231 @@
+"""Restarts under load: nobody is refused by a roll, nothing is lost, and a fleet comes back at the rate of the budget.
+
+Rows of docs/reliability.md. The short tests have a small fleet and small limits, those marked `soak` the load that the
+promise was made for.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import sysconfig
+import venv
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+import vizora_rt
+from tests.adversity import Fleet, Screen
+from tests.net.backend import API_KEY, call
+from tests.net.peers import SECRETS, device_token, dial
+from tests.service import Service
+from tests.system.test_faults import books_of, settled
+from vizora_rt.app.limits import BURST
+from vizora_rt.net.dial import Ending
+
+ENV = {**SECRETS, "INTERNAL_API_SECRET": API_KEY, "VIZORA_LIMITS__CONNECTIONS_PER_MINUTE": "0"}
+WORKERS = 2
+
+
+def peak(arrivals: Iterable[float], since: float = 0.0) -> int:
+    """The most handshakes within any second."""
+    times = sorted(each for each in arrivals if each >= since)
+    return max((bisect_left(times, begin + 1.0) - at for at, begin in enumerate(times)), default=0)
+
+
+def refused(service: Service) -> dict[str, float]:
+    """Handshakes that were refused, by code."""
+    _, body = service.get("/metrics")
+    series = (line.rpartition(" ") for line in body.decode().splitlines())
+    return {name: float(value) for name, _, value in series if "handshakes_rejected_total{" in name and float(value)}
+
+
+def endings(*fleets: Fleet) -> Counter[str]:
+    return sum((fleet.endings for fleet in fleets), Counter())
+
+
+# A rolling restart
+
+
+async def roll(folder: Path, count: int, rate: int, drain_seconds: float) -> None:
+    env = {**ENV, "VIZORA_SERVER__DRAIN_SECONDS": str(drain_seconds), "VIZORA_PLAYER__HEARTBEAT_INTERVAL": "5000"}
+    with Service(folder, env, workers=WORKERS) as service:
+        await asyncio.to_thread(service.start)
+        async with Fleet(service.port, count) as fleet:
+            await fleet.online()
+            books, before = books_of(service), await asyncio.to_thread(service.workers)
+            (folder / ".env").write_text("VIZORA_PLAYER__CACHE_SIZE=4711\n")
+            begun = len(fleet.arrivals)
+            newcomers = Fleet(service.port, rate * 20, prefix="new", ramp=float(rate))
+            arriving = asyncio.create_task(newcomers.__aenter__())
+            service.signal(signal.SIGHUP)
+            commands = 0
+            while not any(record["event"] == "reloaded" for record in service.records):
+                fleet.show()
+                body = {"organizationId": "acme", "command": {"type": "reload", "commandId": f"c-{commands}"}}
+                assert (await call(service, "POST", "/commands/broadcast", body)).status in (200, 202)
+                commands += 1
+                await asyncio.sleep(drain_seconds / 4)
+            fleet.show()
+            arriving.cancel()
+            await asyncio.wait([arriving])
+            await fleet.online()
+            await fleet.told()
+            screens = [screen for screen in fleet.screens if screen.connects]
+            await fleet.until(lambda: all(len(screen.commands) == commands for screen in screens))
+
+            assert not set(before) & set(await asyncio.to_thread(service.workers))
+            assert await asyncio.to_thread(refused, service) == {}
+            assert set(endings(fleet, newcomers)) == {"restarting"}
+            # Who comes back to a worker whose turn is yet to come leaves once more.
+            assert 2 * count <= fleet.connects <= (1 + WORKERS) * count
+            assert {times for screen in screens for times in screen.commands.values()} == {1}
+            settled(fleet, books)
+            assert newcomers.connects > 0
+            client = await dial(service.port, device_token("last"))
+            assert (await client.next("config"))["cacheSize"] == 4711
+            await client.leave()
+            budget = 2500 * WORKERS
+            most = peak([*fleet.arrivals[begun:], *newcomers.arrivals])
+            assert most <= budget * (1 + BURST)
+            print(
+                f"roll of {WORKERS} workers under {count} screens, {newcomers.connects} new ones at {rate}/s: "
+                f"refused 0, plays lost 0, {commands} commands each executed once, peak {most} handshakes/s of {budget}"
+            )
+            for task in newcomers._tasks:
+                task.cancel()
+            await asyncio.wait(newcomers._tasks)
+
+
+async def test_a_roll_refuses_nobody_and_loses_nothing(tmp_path: Path) -> None:
+    await roll(tmp_path, 60, 20, 2.0)
+
+
+@pytest.mark.soak
+async def test_a_roll_under_5000(tmp_path: Path) -> None:
+    await roll(tmp_path, 5000, 100, 10.0)
+
+
+def release(folder: Path) -> Path:
+    """A release as ops/install.md makes one: a virtual environment with the package in it. Where its package is."""
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    package = Path(vizora_rt.__path__[0])
+    shutil.copytree(package, site / "vizora_rt", ignore=shutil.ignore_patterns("__pycache__"))
+    # What the package needs is not copied; this one package stands before all others.
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    return site / "vizora_rt"
+
+
+async def test_a_roll_takes_new_code_and_rolls_back(tmp_path: Path) -> None:
+    """Through the link `current`, of which the supervisor's own release knows nothing."""
+    for name in ("1", "2", "3"):
+        code = release(tmp_path / name)
+        http = code / "net/http.py"
+        text = http.read_text()
+        assert text.count('SERVICE: Final = "vizora-rt"') == 1
+        http.write_text(text.replace('SERVICE: Final = "vizora-rt"', f'SERVICE: Final = "release {name}"'))
+    channel = code / "net/channel.py"
+    text = channel.read_text()
+    assert text.count("\nVERSION = 1\n") == 1
+    channel.write_text(text.replace("\nVERSION = 1\n", "\nVERSION = 2\n"))
+
+    def lead_to(name: str) -> None:
+        (tmp_path / "next").symlink_to(name)
+        (tmp_path / "next").replace(tmp_path / "current")
+
+    def serves() -> str:
+        name: str = json.loads(service.get("/health")[1])["service"]
+        return name
+
+    lead_to("1")
+    with Service(tmp_path, ENV, workers=1) as service:
+        service.python = str(tmp_path / "current/bin/python")
+        await asyncio.to_thread(service.start)
+        assert serves() == "release 1"
+        for rolls, name in enumerate(("2", "1"), 1):
+            lead_to(name)
+            service.signal(signal.SIGHUP)
+            await asyncio.to_thread(service.wait, "reloaded", rolls)
+            assert serves() == f"release {name}"
+        # Another worker protocol: the roll is refused with one line, and the workers stay.
+        lead_to("3")
+        before = service.workers()
+        service.signal(signal.SIGHUP)
+        said = await asyncio.to_thread(service.wait, "roll refused")
+        assert said["error"] == "its worker protocol is version 2, the running one 1: restart instead"
+        assert service.workers() == before
+        assert await asyncio.to_thread(service.stop) == 0
+        await asyncio.to_thread(service.start)
+        assert serves() == "release 3"
+
+
+# A fleet that returns
+
+
+class Deaf(Screen):
+    """Comes back five times a second, whatever it is told."""
+
+    __slots__ = ()
+
+    def _absence(self, ending: Ending) -> float:
+        return 0.2
+
+
+async def come_back(folder: Path, count: int, deaf: int, per_second: int, number: int) -> None:
+    """All processes of the gateway die at once: nobody says goodbye, and nobody's return is arranged."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    env = {**ENV, "VIZORA_LIMITS__HANDSHAKES_PER_SECOND": str(per_second)}
+    env["VIZORA_PLAYER__HEARTBEAT_INTERVAL"] = str(max(1000, count))  # a thousand a second, at most
+    with Service(folder, env, args=("--port", str(port)), workers=WORKERS) as service:
+        await asyncio.to_thread(service.start)
+        ramp = per_second * WORKERS * 0.5
+        async with (
+            Fleet(service.port, count, ramp=ramp) as fleet,
+            Fleet(service.port, deaf, prefix="deaf", kind=Deaf, ramp=ramp) as impatient,
+        ):
+            await fleet.online()
+            await impatient.online()
+            books = books_of(service)
+            if number == signal.SIGKILL:
+                for pid in await asyncio.to_thread(service.workers):
+                    os.kill(pid, number)
+            assert await asyncio.to_thread(service.stop, number) in (0, -number)
+            begun = (len(fleet.arrivals), len(impatient.arrivals))
+            sent_away = endings(fleet, impatient)["OVERLOADED"]
+            await asyncio.to_thread(service.start)
+            took = await fleet.online()
+            await impatient.online()
+            most = peak([*fleet.arrivals[begun[0] :], *impatient.arrivals[begun[1] :]])
+            sent_away = endings(fleet, impatient)["OVERLOADED"] - sent_away
+            budget = per_second * WORKERS
+            await fleet.beaten()
+            assert most <= budget * (1 + BURST) * 1.05  # arrivals are seen a little later than they are counted
+            assert fleet.said(books_of(service), "offline") == set()
+            assert set(await asyncio.to_thread(refused, service)) <= {
+                'vizora_realtime_ws_handshakes_rejected_total{code="OVERLOADED"}'
+            }
+            del books
+            print(
+                f"{count} screens and {deaf} that do not wait, {signal.Signals(number).name}: "
+                f"all back {took:.1f} s after the start, peak {most} handshakes/s of {budget}, "
+                f"sent away {sent_away} times"
+            )
+            if number == signal.SIGKILL:
+                assert sent_away > 0
+
+
+async def test_a_fleet_that_returns_at_once_is_taken_at_the_budget(tmp_path: Path) -> None:
+    await come_back(tmp_path, 40, 4, 12, signal.SIGKILL)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_16000_return(tmp_path: Path, number: int) -> None:
+    await come_back(tmp_path, 15_000, 1000, 800, number)
