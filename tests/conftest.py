@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.net.valkeys import Cluster, Guarded, Valkeys
 from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
 from vizora_rt.net.link import Address, ask
@@ -23,3 +24,24 @@ def redis_url(valkey: Embedded) -> str:
     """The URL of a store with nothing in it."""
     assert ask(Address.parse(valkey.url), [pack("FLUSHALL"), pack("SCRIPT", "FLUSH")], 10.0) == [b"OK", b"OK"]
     return valkey.url
+
+
+@pytest.fixture(scope="session")
+def masters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three masters for the whole run. Whoever kills one starts a cluster of their own."""
+    with Valkeys(tmp_path_factory.mktemp("cluster")) as valkeys:
+        yield valkeys.cluster()
+
+
+@pytest.fixture
+def cluster(masters: Cluster) -> Cluster:
+    """The same with nothing in it, and the slots where they were at first."""
+    masters.settle()
+    return masters
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """A master under a Sentinel, for the whole run. Whoever wants a failover starts their own."""
+    with Valkeys(tmp_path_factory.mktemp("sentinel")) as valkeys:
+        yield valkeys.guarded(sentinels=1)

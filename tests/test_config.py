@@ -207,7 +207,10 @@ class TestRefusals:
             ("[auth]\ncors_origins = ['a', 1]", "config.toml:2: auth.cors_origins[1]: expected `str`, got `int`"),
             ("[sentry]\ntraces_sample_rate = 1.1", "config.toml:2: sentry.traces_sample_rate: expected `float` <= 1.0"),
             ("[logging]\nlevel = 'debug'", "config.toml:2: logging.level: invalid enum value 'debug'"),
-            ("[redis]\nurl = 'http://h'", "redis.url: must begin with redis:// or unix://"),
+            (
+                "[redis]\nurl = 'http://h'",
+                "redis.url: must begin with redis://, redis+sentinel://, redis+cluster:// or unix://",
+            ),
             (
                 "[auth]\nrefresh = true\nalgorithm = 'ES256'",
                 "auth.refresh: needs auth.algorithm HS256: with ES256 only the holder of the private key can make "
@@ -246,7 +249,11 @@ class TestRefusals:
             ("VIZORA_SEVER__PORT", "1", "environment: VIZORA_SEVER__PORT: there is no key `sever.port`"),
             ("VIZORA_ENVIRONMENT__X", "1", "environment: VIZORA_ENVIRONMENT__X: there is no key `environment.x`"),
             ("VIZORA_METRICS__PUBLIC", "yes", "environment: VIZORA_METRICS__PUBLIC: expected `bool`, got `str`"),
-            ("REDIS_URL", "sesame", "redis.url: must begin with redis:// or unix://"),
+            (
+                "REDIS_URL",
+                "sesame",
+                "redis.url: must begin with redis://, redis+sentinel://, redis+cluster:// or unix://",
+            ),
         ],
     )
     def test_environment(self, name: str, value: str, line: str) -> None:

@@ -19,7 +19,7 @@ from vizora_rt import config, report
 from vizora_rt.app import auth
 from vizora_rt.config import Config
 from vizora_rt.errors import StartupError, UnavailableError
-from vizora_rt.net import backup, devices, embedded, link, readers
+from vizora_rt.net import backup, devices, embedded, readers, topology
 from vizora_rt.net.screen import Screen
 from vizora_rt.ops import alerts, drill, files, monitoring
 from vizora_rt.supervisor import VERSION, Supervisor
@@ -164,8 +164,7 @@ def check_config(file: Path | None) -> None:
     if not settings.development:
         _usable(config.with_secrets(settings))
     if settings.redis.url:
-        link.probe(settings.redis.url, settings.redis.connect_timeout_seconds)
-        click.echo("# Redis can be reached and used")
+        click.echo(f"# {topology.probe(settings.redis.url, settings.redis.connect_timeout_seconds)}")
 
 
 def effective(settings: Config) -> list[str]:
@@ -185,7 +184,7 @@ def _shown(section: str, key: str, value: Any) -> str:
     if SECRET_KEYS.search(key):
         value = "<set>" if value else ""
     elif (section, key) == ("redis", "url") and value:
-        value = str(link.Address.parse(value))
+        value = str(topology.Where.parse(value))
     # JSON's strings, numbers, booleans and arrays are TOML's too.
     return messages.dumps(value).decode()
 

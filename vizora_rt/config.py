@@ -388,8 +388,8 @@ def _check(config: Config) -> None:
             raise ConfigError(f"server.trusted_proxies: {error}") from None
     if config.server.proxy_protocol and not config.server.trusted_proxies:
         raise ConfigError("server.proxy_protocol: whose? Name the proxies in server.trusted_proxies")
-    if config.redis.url and not re.match(r"(rediss?|valkey|unix)://", config.redis.url):
-        raise ConfigError("redis.url: must begin with redis:// or unix://")
+    if config.redis.url and not re.match(r"(rediss?|valkeys?|unix|rediss?\+(sentinel|cluster))://", config.redis.url):
+        raise ConfigError("redis.url: must begin with redis://, redis+sentinel://, redis+cluster:// or unix://")
     if config.auth.refresh and config.auth.algorithm != "HS256":
         raise ConfigError(
             f"auth.refresh: needs auth.algorithm HS256: with {config.auth.algorithm} only the holder of the private "

@@ -238,7 +238,7 @@ FAMILIES = (
 
     _counter("redis_operations_total", "Redis operations by outcome.", OPERATION, Label("result", ("ok", "error"))),
     _histogram("redis_operation_duration_seconds", "From the queued command to its reply.", OPERATION),
-    _gauge("redis_up", "1 while the worker's connection to Redis works.", WORKER, combine="min"),
+    _gauge("redis_up", "1 while the worker's connection to Redis works, to each shard of it.", WORKER, combine="min"),
     _gauge("redis_pipeline_depth", "Commands that wait for a reply.", WORKER),
     _gauge("redis_memory_bytes", "Memory that Redis says it uses.", combine="max"),
     _gauge("plays_backlog", "Entries of the plays stream that a reading group has not taken.", GROUP, combine="max"),

@@ -22,7 +22,7 @@ from vizora_rt.config import Config
 from vizora_rt.errors import StartupError
 from vizora_rt.exposition import Totals
 from vizora_rt.metrics import WORKER_STATES
-from vizora_rt.net import link, runfile
+from vizora_rt.net import runfile, topology
 from vizora_rt.net.channel import Message
 from vizora_rt.net.keeper import Keeper
 from vizora_rt.net.listen import bind
@@ -128,7 +128,7 @@ class Supervisor:
     async def _open_store(self) -> None:
         url, timeout = self._config.redis.url, self._config.redis.connect_timeout_seconds
         if url:
-            await asyncio.to_thread(link.probe, url, timeout)
+            await asyncio.to_thread(topology.probe, url, timeout)
         else:
             await self._store.start(Path(self._config.state_dir))
 
@@ -282,7 +282,7 @@ class Supervisor:
         try:
             new, kept = config.reloaded(self._config, self._reload_config())
             if new.redis.url != self._config.redis.url:
-                await asyncio.to_thread(link.probe, new.redis.url, new.redis.connect_timeout_seconds)
+                await asyncio.to_thread(topology.probe, new.redis.url, new.redis.connect_timeout_seconds)
         except StartupError as error:
             log.error("reload refused", error=str(error))
         except Exception as error:

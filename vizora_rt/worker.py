@@ -30,7 +30,7 @@ from vizora_rt.net.control import Control
 from vizora_rt.net.control_routes import Routes
 from vizora_rt.net.gateway import Gateway
 from vizora_rt.net.http import Server
-from vizora_rt.net.store import Store
+from vizora_rt.net.stores import open_store
 from vizora_rt.net.timers import Wheel
 
 BEAT_SECONDS = 1.0
@@ -181,8 +181,8 @@ class Worker:
         self._pulse = Pulse(self._metrics)
         self._metrics.on_collect(lambda: count_dropped(self._metrics))
         self._wheel = Wheel(self._loop.time)
-        self._store = Store(self._config.redis, redis_url, self._metrics, name=f"vizora-worker-{index}")
-        self._gateway = Gateway(self._config, index, node, redis_url, self._metrics, self._wheel, self._store)
+        self._store = open_store(self._config.redis, redis_url, self._metrics, name=f"vizora-worker-{index}")
+        self._gateway = Gateway(self._config, index, node, self._metrics, self._wheel, self._store)
         self._http = Server(self._config, self._gateway, self._metrics, self._wheel, self._store, self.ask)
         control = Control(self._config.auth.internal_api_secret, self._http, self._store)
         Routes(control, self._gateway, self._store)

@@ -19,6 +19,7 @@ UVLOOP = (
     "test_admission.py",
     "test_bus.py",
     "test_changes.py",
+    "test_cluster.py",
     "test_connection.py",
     "test_dashboards.py",
     "test_dispatch.py",
@@ -27,6 +28,7 @@ UVLOOP = (
     "test_http.py",
     "test_presence.py",
     "test_sessions.py",
+    "test_stores.py",
     "test_sweeper.py",
     "test_tenants.py",
 )

@@ -22,7 +22,7 @@ from vizora_rt import config
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.gateway import Gateway
 from vizora_rt.net.http import Server
-from vizora_rt.net.store import Store
+from vizora_rt.net.stores import open_store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire.frames import encode_masked, parse_close, parse_frame
 
@@ -264,8 +264,8 @@ class Node:
         self.config = config.load(None, environ, {"redis": redis, **sections})
         self.metrics = Metrics(self.config.metrics)
         self.wheel = Wheel(asyncio.get_running_loop().time, TICK)
-        self.store = Store(self.config.redis, url, self.metrics, name=f"test-{index}")
-        self.gateway = Gateway(self.config, index, "node", url, self.metrics, self.wheel, self.store)
+        self.store = open_store(self.config.redis, url, self.metrics, name=f"test-{index}")
+        self.gateway = Gateway(self.config, index, "node", self.metrics, self.wheel, self.store)
         self.http = Server(self.config, self.gateway, self.metrics, self.wheel, self.store, self._ask)
         self.answers: dict[str, bytes] = {}
         self.port = 0

@@ -25,7 +25,7 @@ class Ears:
         settings = config.Redis(reconnect_max_seconds=0.05)
         self.store = Store(settings, url, Metrics(config.Metrics()), name="test")
         self.heard: list[Bell] = []
-        self.bus = Bus(settings, url, node, worker, self.store, self.heard.append)
+        self.bus = Bus(settings, node, worker, self.store, self.heard.append)
         self.channel = f"vz:node:{node}:{worker}"
 
     async def start(self) -> "Ears":

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vizora_rt.wire.resp import NOTHING, Replies, ReplyError, pack, pack_set, slot
+from vizora_rt.wire.resp import NOTHING, Replies, ReplyError, key_of, pack, pack_set, slot
 
 VECTORS: list[tuple[bytes, object]] = [
     (b"+OK\r\n", b"OK"),
@@ -180,6 +180,33 @@ def test_slot_without_a_hash_tag_is_of_the_whole_key(key: bytes) -> None:
 @pytest.mark.parametrize(("key", "expected"), [(b"123456789", 12739), (b"", 0), (b"foo", 12182), (b"bar", 5061)])
 def test_slot_vectors(key: bytes, expected: int) -> None:
     assert slot(key) == expected == crc16(key) % 16384
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (("GET", "k"), b"k"),
+        (("GET", ""), b""),
+        (("SET", "a\r\n$1\r\nb", "v"), b"a\r\n$1\r\nb"),
+        (("DEL", "{t}a", "{t}b"), b"{t}a"),
+        (("EVALSHA", "0" * 40, 2, "k1", "k2", "x"), b"k1"),
+        (("EVAL", "return 1\r\n", 1, "k1"), b"k1"),
+        (("XGROUP", "CREATE", "s", "g", "0", "MKSTREAM"), b"s"),
+        (("XREADGROUP", "GROUP", "g", "c", "COUNT", 5, "STREAMS", "s", ">"), b"s"),
+        (("XADD", "vz:events", "MAXLEN", "~", 5, "*", "a", "b"), b"vz:events"),
+        (("SPUBLISH", "vz:org:acme", "x"), b"vz:org:acme"),
+        (("PUBLISH", "vz:org:acme", "x"), None),
+        (("PING",), None),
+        (("INFO", "server"), None),
+    ],
+)
+def test_the_key_of_a_command(command: tuple[str | int, ...], key: bytes | None) -> None:
+    assert key_of(pack(*command)) == key
+
+
+@given(st.binary(), st.binary())
+def test_the_key_of_a_template(key: bytes, value: bytes) -> None:
+    assert key_of(pack_set(key, value, 60)) == key
 
 
 def crc16(data: bytes) -> int:

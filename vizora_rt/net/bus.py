@@ -1,6 +1,7 @@
 """Doorbells between workers and nodes: Redis pub/sub that says "look", never the letter itself.
 
-A doorbell may be lost: whatever must arrive lies in keys, and is found there at the next heartbeat at the latest.
+A doorbell may be lost: whatever must arrive lies in keys, and is found there at the next heartbeat at the latest. A
+channel is heard where the store says that it is: of a cluster, at the shard that has its slot (sharded pub/sub).
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from vizora_rt.config import Redis
 from vizora_rt.net.link import Address, Link, connect, explain
 from vizora_rt.net.store import Store
 from vizora_rt.wire import messages, resp
+from vizora_rt.wire.resp import ReplyError
 
 log = report.logger("bus")
 
@@ -25,60 +27,45 @@ STATUS = b'{"status":'
 CHECK_SECONDS = 10.0
 """A subscriber sends nothing, so it would not notice a dead connection: a PING asks for a sign of life."""
 
+AGAIN_SECONDS = 0.1
+"""Until a channel is looked for again that was refused or has moved: the map of the cluster may be a moment behind."""
 
-class Bus:
-    """This worker's own channel, those of organisations that have clients here, and the way to ring another's."""
 
-    def __init__(
-        self, config: Redis, url: str, node: str, worker: int, store: Store, on_bell: Callable[[Bell], None]
-    ) -> None:
+LEAVE = {"SUBSCRIBE": "UNSUBSCRIBE", "SSUBSCRIBE": "SUNSUBSCRIBE"}
+
+
+class Ear:
+    """One connection that hears the channels which one server has."""
+
+    __slots__ = ("_address", "_bus", "_config", "_heard", "_link", "_lost", "_name", "_runner", "channels")
+
+    def __init__(self, bus: "Bus", config: Redis, address: Address, name: str) -> None:
+        self.channels: set[str] = set()
+        self._bus = bus
         self._config = config
-        self._address = Address.parse(url)
-        self._channel = _channel(node, worker)
-        self._name = f"vizora-bus-{worker}"
-        self._store = store
-        self._on_bell = on_bell
-        self.on_status: Callable[[str, bytes], None] = lambda *_: None
-        """Gets the organisation and the bell, unread, of a status change."""
-        self.on_subscribed: Callable[[str], None] = lambda _: None
-        """From now on nothing is missed of this organisation. Called again after each loss of the connection."""
-        self._organizations: dict[str, bool] = {}
+        self._address = address
+        self._name = name
         self._link: Link | None = None
-        self._loop = asyncio.get_running_loop()
         self._lost = asyncio.Event()
         self._heard = False
-        self._runner: asyncio.Task[None] | None = None
+        self._runner = asyncio.get_running_loop().create_task(self._run())
 
-    def start(self) -> None:
-        self._runner = self._loop.create_task(self._run())
+    def add(self, channel: str) -> None:
+        """Hear a channel, or ask for it once more."""
+        self.channels.add(channel)
+        self._tell(self._bus.subscribe, channel)
 
-    async def close(self) -> None:
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.wait([self._runner])
+    def remove(self, channel: str) -> None:
+        self.channels.discard(channel)
+        self._tell(LEAVE[self._bus.subscribe], channel)
 
-    def ring(self, node: str, worker: int, bell: Bell) -> None:
-        """Ring the doorbell of a worker of any node. Not waited for, not repeated."""
-        self._store.submit("publish", resp.pack("PUBLISH", _channel(node, worker), messages.dumps(bell)))
+    def end(self) -> asyncio.Task[None]:
+        self._runner.cancel()
+        return self._runner
 
-    def ring_organization(self, organization: str, bell: Bell) -> bool:
-        """Ring all workers that have clients of an organisation."""
-        return self._store.submit("publish", resp.pack("PUBLISH", ORGANIZATION + organization, messages.dumps(bell)))
-
-    def watch(self, organization: str) -> None:
-        """Hear the bells of an organisation."""
-        if organization not in self._organizations:
-            self._organizations[organization] = False
-            if self._link is not None:
-                self._link.transport.write(resp.pack("SUBSCRIBE", ORGANIZATION + organization))
-
-    def unwatch(self, organization: str) -> None:
-        if self._organizations.pop(organization, None) is not None and self._link is not None:
-            self._link.transport.write(resp.pack("UNSUBSCRIBE", ORGANIZATION + organization))
-
-    def hears(self, organization: str) -> bool:
-        """Whether bells of an organisation arrive now."""
-        return self._organizations.get(organization, False)
+    def _tell(self, word: str, channel: str) -> None:
+        if self._link is not None:
+            self._link.transport.write(resp.pack(word, channel))
 
     async def _run(self) -> None:
         while True:
@@ -104,12 +91,13 @@ class Bus:
         )
         try:
             self._link = link
-            channels = [ORGANIZATION + organization for organization in self._organizations]
-            link.transport.write(resp.pack("SUBSCRIBE", self._channel, *channels))
+            # One command each: channels of one command must have one slot.
+            word = self._bus.subscribe
+            link.transport.write(b"".join(resp.pack(word, channel) for channel in self.channels))
             await self._watch(link)
         finally:
             self._link = None
-            self._organizations = dict.fromkeys(self._organizations, False)
+            self._bus.deaf(self.channels)
             link.drop("closed")
 
     async def _watch(self, link: Link) -> None:
@@ -132,22 +120,138 @@ class Bus:
         for reply in replies:
             if isinstance(reply, list) and len(reply) == 3:
                 try:
-                    self._take(*reply)
+                    self._bus.take(self, *reply)
                 except Exception as error:
                     # One bell that cannot be followed must not cost the connection, and the bells behind it.
                     log.exception("doorbell failed", error)
+            elif isinstance(reply, ReplyError):
+                # MOVED, or a cluster that is down. Which channel it was shows by none having been confirmed.
+                self._bus.astray()
 
-    def _take(self, kind: bytes, channel: bytes, payload: bytes) -> None:
-        if kind == b"message":
+
+class Bus:
+    """This worker's own channel, those of organisations that have clients here, and the way to ring another's."""
+
+    def __init__(self, config: Redis, node: str, worker: int, store: Store, on_bell: Callable[[Bell], None]) -> None:
+        self._config = config
+        self._name = f"vizora-bus-{worker}"
+        self._store = store
+        self.subscribe = store.subscribe
+        self._on_bell = on_bell
+        self.on_status: Callable[[str, bytes], None] = lambda *_: None
+        """Gets the organisation and the bell, unread, of a status change."""
+        self.on_subscribed: Callable[[str], None] = lambda _: None
+        """From now on nothing is missed of this organisation. Called again after each loss of the connection."""
+        self._channels: dict[str, Ear | None] = {_channel(node, worker): None}
+        self._heard: set[str] = set()
+        self._ears: dict[Address, Ear] = {}
+        self._loop = asyncio.get_running_loop()
+        self._open = False
+        self._again: asyncio.TimerHandle | None = None
+        store.on_up.append(self._assign)
+        store.on_moved.append(self._assign)
+
+    def start(self) -> None:
+        self._open = True
+        self._assign()
+
+    async def close(self) -> None:
+        self._open = False
+        if self._again is not None:
+            self._again.cancel()
+        ending = [ear.end() for ear in self._ears.values()]
+        self._ears.clear()
+        if ending:
+            await asyncio.wait(ending)
+
+    def ring(self, node: str, worker: int, bell: Bell) -> None:
+        """Ring the doorbell of a worker of any node. Not waited for, not repeated."""
+        self._store.publish(_channel(node, worker), messages.dumps(bell))
+
+    def ring_organization(self, organization: str, bell: Bell) -> bool:
+        """Ring all workers that have clients of an organisation."""
+        return self._store.publish(ORGANIZATION + organization, messages.dumps(bell))
+
+    def watch(self, organization: str) -> None:
+        """Hear the bells of an organisation."""
+        channel = ORGANIZATION + organization
+        if channel not in self._channels:
+            self._channels[channel] = None
+            self._place(channel)
+
+    def unwatch(self, organization: str) -> None:
+        channel = ORGANIZATION + organization
+        ear = self._channels.pop(channel, None)
+        self._heard.discard(channel)
+        if ear is not None:
+            ear.remove(channel)
+
+    def hears(self, organization: str) -> bool:
+        """Whether bells of an organisation arrive now."""
+        return ORGANIZATION + organization in self._heard
+
+    # Which ear hears what
+
+    def _assign(self, again: bool = False) -> None:
+        """Hear each channel where it is now; `again`: those that are not heard are asked for once more."""
+        if not self._open:
+            return
+        for channel in self._channels:
+            self._place(channel, again)
+        for address, ear in list(self._ears.items()):
+            if not ear.channels:
+                del self._ears[address]
+                ear.end()
+
+    def _retry(self) -> None:
+        self._again = None
+        self._assign(again=True)
+
+    def _place(self, channel: str, again: bool = False) -> None:
+        address = self._store.place(channel.encode())
+        if not self._open or address is None:
+            return
+        ear = self._ears.get(address)
+        if ear is None:
+            ear = self._ears[address] = Ear(self, self._config, address, self._name)
+        before = self._channels[channel]
+        if before is ear and (not again or channel in self._heard):
+            return
+        if before is not None and before is not ear:
+            before.remove(channel)
+            self._heard.discard(channel)
+        self._channels[channel] = ear
+        ear.add(channel)
+
+    def deaf(self, channels: set[str]) -> None:
+        """The connection that heard these is gone."""
+        self._heard -= channels
+        # It connects again. But its server may be gone for good, and the channels elsewhere.
+        self._store.look_again()
+
+    def astray(self) -> None:
+        """A channel is not where it was looked for."""
+        self._store.look_again()
+        if self._again is None and self._open:
+            self._again = self._loop.call_later(AGAIN_SECONDS, self._retry)
+
+    def take(self, ear: Ear, kind: bytes, channel: bytes, payload: bytes) -> None:
+        """What an ear has heard."""
+        name = channel.decode()
+        if kind in (b"message", b"smessage"):
             if payload.startswith(STATUS):
-                self.on_status(channel.decode().removeprefix(ORGANIZATION), payload)
+                self.on_status(name.removeprefix(ORGANIZATION), payload)
             else:
                 self._hear(payload)
-        elif kind == b"subscribe" and channel.startswith(ORGANIZATION.encode()):
-            organization = channel.decode().removeprefix(ORGANIZATION)
-            if organization in self._organizations:
-                self._organizations[organization] = True
-                self.on_subscribed(organization)
+        elif kind in (b"subscribe", b"ssubscribe"):
+            if self._channels.get(name) is ear:
+                self._heard.add(name)
+                if name.startswith(ORGANIZATION):
+                    self.on_subscribed(name.removeprefix(ORGANIZATION))
+        elif kind == b"sunsubscribe" and self._channels.get(name) is ear:
+            # Its slot has moved away.
+            self._heard.discard(name)
+            self.astray()
 
     def _hear(self, payload: bytes) -> None:
         try:

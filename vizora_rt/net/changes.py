@@ -35,7 +35,7 @@ class Changes:
     def tell(self, device_id: str, organization_id: str, status: str, since: int, last_seen: int, reason: str) -> None:
         body = status_body(device_id, status, since, last_seen, reason, time.time_ns() // 1_000_000)
         bell = b'%b%b,"organizationId":%b}' % (STATUS, body, messages.dumps(organization_id))
-        self._store.submit("publish", resp.pack("PUBLISH", ORGANIZATION + organization_id, bell))
+        self._store.publish(ORGANIZATION + organization_id, bell)
         entry = events.entry("device:status", device_id, organization_id, since, body)
         self._store.submit("xadd", resp.pack("XADD", events.STREAM, "MAXLEN", "~", self._max_events, "*", *entry))
         if status == "offline":
@@ -68,7 +68,7 @@ class Changes:
             "organizationId": organization_id,
             "data": {"notification": notification},
         }
-        self._store.submit("publish", resp.pack("PUBLISH", ORGANIZATION + organization_id, messages.dumps(bell)))
+        self._store.publish(ORGANIZATION + organization_id, messages.dumps(bell))
 
 
 class Reminder:

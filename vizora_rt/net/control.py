@@ -67,14 +67,14 @@ class Asker:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    @property
-    def up(self) -> bool:
-        return self._store.up
-
     async def ask(self, *commands: bytes) -> list[Any]:
         """The replies to commands that are sent together."""
         submit = self._store.submit
         return [await each for each in [self._begin(partial(submit, "other", command)) for command in commands]]
+
+    async def publish(self, channel: str, text: bytes) -> Any:
+        """Ring a doorbell; how many heard it."""
+        return await self._begin(partial(self._store.publish, channel, text))
 
     async def script(self, name: str, keys: tuple[str, ...], args: tuple[bytes | str | int, ...]) -> Any:
         """The reply of a registered script."""
@@ -134,7 +134,7 @@ class Control:
         call: Call | None = None
         try:
             call = self._call(request, pattern, schema)
-            if not self._store.up:
+            if not self._store.partly_up:
                 raise RefusedError(errors.STORE_UNAVAILABLE)
             response = await (self._once(call, handler) if call.key and changing else handler(call))
         except RefusedError as refused:

@@ -34,6 +34,7 @@ class Routes:
         self._gateway = gateway
         self._store = store
         self._ask = control.asker.ask
+        self._publish_to = control.asker.publish
         add = control.add
         add("POST", "/push/playlist", self.push_playlist, bodies.PushPlaylist)
         add("POST", "/push/content", self.push_content, bodies.PushContent)
@@ -225,8 +226,7 @@ class Routes:
     async def _publish(self, organization_id: str, bell: dict[str, Any], where: str) -> int:
         """Ring an organisation's doorbell on all nodes; how many workers heard it."""
         text = written(where, messages.dumps, bell)
-        (reply,) = await self._ask(resp.pack("PUBLISH", f"vz:org:{organization_id}", text))
-        return int(reply)
+        return int(await self._publish_to(f"vz:org:{organization_id}", text))
 
     # Devices
 

@@ -7,6 +7,7 @@ dashboard does not read is not sent: it gets the latest when it reads again.
 import asyncio
 import time
 from collections import deque
+from functools import partial
 from typing import Final
 
 from vizora_rt import report
@@ -148,7 +149,7 @@ class Dashboards:
             viewer = watch.viewer
             if viewer not in watch.room.watches:
                 continue
-            ready = self._store.up and self._bus.hears(watch.room.organization_id) and not viewer.stalled
+            ready = self._store.partly_up and self._bus.hears(watch.room.organization_id) and not viewer.stalled
             if not ready or not (self._read_ids(watch) if watch.waiting is None else self._read_page(watch)):
                 self._park(watch)
 
@@ -176,10 +177,10 @@ class Dashboards:
 
     def _read_page(self, watch: Watch) -> bool:
         wanted = watch.next_page()
-        values: list[object] = []
+        values: dict[str, object] = {}
 
-        def on_reply(reply: object) -> None:
-            values.append(reply)
+        def on_reply(device_id: str, reply: object) -> None:
+            values[device_id] = reply
             if len(values) == len(wanted):
                 self._reading -= 1
                 self._fill(watch, wanted, values)
@@ -190,21 +191,23 @@ class Dashboards:
             return True
         self._reading += 1
         for device_id, _ in wanted:
-            # All or none: the store takes commands now or is down for all of this turn of the loop.
-            if not self._store.submit("get", resp.pack("GET", f"vz:{{d:{device_id}}}:status"), on_reply):
-                on_reply(LOST)
+            # Each has its own reply: of a cluster they come in any order.
+            replied = partial(on_reply, device_id)
+            if not self._store.submit("get", resp.pack("GET", f"vz:{{d:{device_id}}}:status"), replied):
+                replied(LOST)
         return True
 
-    def _fill(self, watch: Watch, wanted: list[tuple[str, int]], values: list[object]) -> None:
+    def _fill(self, watch: Watch, wanted: list[tuple[str, int]], values: dict[str, object]) -> None:
         """A page has been read."""
         viewer = watch.viewer
         if viewer not in watch.room.watches:
             return
-        if any(isinstance(value, ReplyError) for value in values):
+        if any(isinstance(value, ReplyError) for value in values.values()):
             self._park(watch)
             return
         now, found = time.time_ns() // 1_000_000, []
-        for (device_id, seen), value in zip(wanted, values, strict=True):
+        for device_id, seen in wanted:
+            value = values[device_id]
             assert value is None or isinstance(value, bytes)
             status = described(device_id, watch.room.organization_id, value, seen, now)
             if status is not None:

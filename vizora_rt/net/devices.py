@@ -8,7 +8,9 @@ from vizora_rt.app import plays
 from vizora_rt.app.commands import key
 from vizora_rt.errors import UnavailableError
 from vizora_rt.net import link
+from vizora_rt.net.direct import Direct
 from vizora_rt.net.ledger import place_of
+from vizora_rt.net.topology import Where
 from vizora_rt.wire import messages, resp
 from vizora_rt.wire.resp import ReplyError
 
@@ -98,7 +100,7 @@ class Shell:
     """The same without a worker. Each method raises UnavailableError with one line when Redis cannot be asked."""
 
     def __init__(self, url: str) -> None:
-        self._address = link.Address.parse(url)
+        self._where = Where.parse(url)
 
     def members(self, organization_id: str, offset: int, limit: int) -> dict[str, Any]:
         total, rows = self._ask(page(organization_id, offset, limit))
@@ -130,21 +132,25 @@ class Shell:
 
     def _ring(self, device_id: str, bell: dict[str, Any]) -> bool:
         (owner,) = self._ask([resp.pack("GET", key(device_id, "owner"))])
-        place, text = place_of(owner), messages.dumps(bell)
-        return place is not None and self._ask([resp.pack("PUBLISH", f"vz:node:{place[0]}:{place[1]}", text)])[0] > 0
+        place = place_of(owner)
+        if place is None:
+            return False
+        word = "SPUBLISH" if self._where.kind == "cluster" else "PUBLISH"
+        (heard,) = self._ask([resp.pack(word, f"vz:node:{place[0]}:{place[1]}", messages.dumps(bell))])
+        return bool(heard)
 
     def _ask(self, commands: list[bytes]) -> Replies:
-        greeting = self._address.greeting("vizora-device")
+        line: Direct | None = None
         try:
-            replies = link.ask(self._address, [*(packed for _, packed in greeting), *commands], SHELL_SECONDS)
+            line = Direct(self._where, "vizora-device", SHELL_SECONDS)
+            found = line.ask(commands)
         except OSError as error:
-            raise UnavailableError(f"Redis at {self._address} cannot be asked: {link.explain(error)}") from None
-        reason = link.fault(greeting, replies[: len(greeting)])
-        found = replies[len(greeting) :]
-        if not reason and isinstance(found[0], ReplyError):
-            reason = f"{found[0].code} {found[0].message}"
-        if reason:
-            raise UnavailableError(f"Redis at {self._address} cannot be used: {reason}")
+            raise UnavailableError(f"Redis at {self._where} cannot be asked: {link.explain(error)}") from None
+        finally:
+            if line is not None:
+                line.close()
+        if isinstance(found[0], ReplyError):
+            raise UnavailableError(f"Redis at {self._where} cannot be used: {found[0].code} {found[0].message}")
         return found
 
 

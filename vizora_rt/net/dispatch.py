@@ -158,7 +158,7 @@ class Dispatcher:
             return
         connection.refusals = 0
         if ack_id is not None:
-            reply = outcome.reply if self._store.up else outcome.degraded or outcome.reply
+            reply = outcome.reply if self._store.up or self._reached(device) else outcome.degraded or outcome.reply
             connection.session.send(dialect.encode_success(ack_id, reply, clock.iso))
         counted.ok.value += 1
         counted.timer.observe(perf_counter_ns() - started)
@@ -170,6 +170,10 @@ class Dispatcher:
         part.ok, part.refused, part.failed = Cell(), Cell(), Cell()
         part.timer = Traced(counted, part, connection.identity)
         return part
+
+    def _reached(self, device: Device) -> bool:
+        """Whether a store that is not up as a whole takes what is of this device."""
+        return self._store.takes(b"vz:{d:%b}:status" % device.id.encode())
 
     def _aside(self, connection: Connection, aside: Aside, started: int) -> None:
         """What is no message."""

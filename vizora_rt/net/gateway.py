@@ -62,16 +62,14 @@ Settle = Callable[[Connection | Refusal, str], None]
 class Gateway:
     """One worker's clients."""
 
-    def __init__(
-        self, config: Config, worker: int, node: str, url: str, metrics: Metrics, wheel: Wheel, store: Store
-    ) -> None:
+    def __init__(self, config: Config, worker: int, node: str, metrics: Metrics, wheel: Wheel, store: Store) -> None:
         self._config = config
         self._metrics = metrics
         self._wheel = wheel
         self._store = store
         self._loop = asyncio.get_running_loop()
         self.state = State(self._on_dirty)
-        self.bus = Bus(config.redis, url, node, worker, store, self._on_doorbell)
+        self.bus = Bus(config.redis, node, worker, store, self._on_doorbell)
         self._presence = Presence(config, node, worker, self.state, store, wheel, self.bus.ring)
         self.notices = Notices(metrics)
         self.ledger = Ledger(store, config.plays.max_events)

@@ -238,7 +238,7 @@ class Server:
         if self.gateway.draining:
             return refuse(errors.DRAINING)
         # A worker that answers is one that is up.
-        return json_response(200, {"status": "ready"}) if self._store.up else refuse(errors.STORE_UNAVAILABLE)
+        return json_response(200, {"status": "ready"}) if self._store.partly_up else refuse(errors.STORE_UNAVAILABLE)
 
     async def _status(self, request: Request, exchange: "Exchange") -> Response:
         body = await self._asked("status")

@@ -103,6 +103,8 @@ def fault(greeting: Sequence[tuple[str, bytes]], replies: Sequence[object]) -> s
         if isinstance(reply, ReplyError):
             if word not in MAY_FAIL:
                 return one_line(f"{word} was answered {reply.code} {reply.message}")
+        elif word == "CLUSTER" and isinstance(reply, bytes) and b"cluster_state:ok" not in reply:
+            return "the cluster is down"
         elif word == "ROLE" and isinstance(reply, list) and reply and reply[0] != b"master":
             return one_line(f"it is a {reply[0].decode(errors='replace')}, not a master")
     return ""
@@ -279,9 +281,9 @@ class Line:
         self._stream.close()
 
 
-def probe(url: str, timeout: float) -> None:
+def probe(url: str | Address, timeout: float) -> None:
     """See that the Redis at `url` can be reached and used. Blocks; raises ConfigError or UnavailableError, one line."""
-    address = Address.parse(url)
+    address = url if isinstance(url, Address) else Address.parse(url)
     greeting = address.greeting("vizora-probe")
     try:
         reason = fault(greeting, ask(address, [packed for _, packed in greeting], timeout))

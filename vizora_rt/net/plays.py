@@ -84,20 +84,23 @@ class Backlog:
 
     def on_timer(self, now: float) -> float | None:
         sums: dict[str, int] = {}
-        last = self._plays.partitions - 1
+        waiting = self._plays.partitions
 
-        def on_rows(reply: object, number: int) -> None:
+        def on_rows(reply: object) -> None:
+            nonlocal waiting
+            waiting -= 1
             if isinstance(reply, list):
                 for name, behind in zip(reply[::2], reply[1::2], strict=True):
                     group = name.decode(errors="replace")
                     sums[group] = sums.get(group, 0) + behind
-            if number == last:
+            if not waiting:
                 self._metrics.recount("plays_backlog")
                 for group, behind in sums.items():
                     self._metrics.gauge("plays_backlog", group).value += behind
 
         for number in range(self._plays.partitions):
-            self._store.eval("backlog", (plays.stream_key(number),), (), lambda r, n=number: on_rows(r, n))  # type: ignore[misc]
+            if not self._store.eval("backlog", (plays.stream_key(number),), (), on_rows):
+                waiting -= 1
         return BACKLOG_SECONDS
 
 

@@ -9,6 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from math import inf
 
@@ -249,16 +250,24 @@ class Presence:
         """Ask whether the device is revoked and take it, in one write. `done` is called once, perhaps at once."""
         connected = time.time_ns() // 1000
         now = connected // 1000
-        revoked_jti = False
+        revoked_jti: bool | None = False
+        claimed: object = None
         device_id = identity.id.encode()
         self.on_claim(identity.organization_id)
         written, reason = self._state.expected(identity.organization_id)
+        jti_open = False
 
         def on_jti(reply: object) -> None:
-            nonlocal revoked_jti
-            revoked_jti = reply == 1
+            nonlocal revoked_jti, jti_open
+            revoked_jti, jti_open = None if isinstance(reply, ReplyError) else reply == 1, False
+            if claimed is not None:
+                on_claim(claimed)
 
         def on_claim(reply: object) -> None:
+            nonlocal claimed
+            if jti_open:
+                claimed = reply  # another shard has the token's key, and is slower
+                return
             if not isinstance(reply, list):
                 done(self._unchecked(connected, now))
             elif not reply[0]:
@@ -266,22 +275,28 @@ class Presence:
                 done(DEVICE_REVOKED)
             else:
                 epoch, since, last_heartbeat, commands, playlist, owner, status = reply
-                if not revoked_jti:
+                verdict: Claim | Refusal = DEVICE_REVOKED
+                if revoked_jti is None:
+                    verdict = self._unchecked(connected, now)  # the token's key is on a shard that is away
+                elif not revoked_jti:
                     waits = _waits(commands, playlist)
-                    done(Claim(epoch, since, owner, connected, *waits, last_heartbeat, written, status))
+                    verdict = Claim(epoch, since, owner, connected, *waits, last_heartbeat, written, status)
+                if isinstance(verdict, Claim):
+                    done(verdict)
                     return
                 ttl = OFFLINE_TTL if status.startswith(b'{"status":"offline"') else self._ttl
                 self._store.eval("release", keys[:2], (epoch, owner, status, ttl))
                 if not status:
                     self._unlist(identity)
-                done(DEVICE_REVOKED)
+                done(verdict)
 
         place = self._place(identity.organization_id)
         head = b'{"status":"%b","reason":"%b",%b' % (written.encode(), reason.encode(), place)
         keys = tuple(_key(device_id, name) for name in (b"owner", b"status", b"revoked", b"ledger", b"playlist"))
         arguments = (self._node, self._worker, connected, self._ttl, head, now)
         if identity.jti:
-            self._store.submit("exists", resp.pack("EXISTS", f"revoked_token:{identity.jti}"), on_jti)
+            jti_open = self._store.submit("exists", resp.pack("EXISTS", f"revoked_token:{identity.jti}"), on_jti)
+            revoked_jti = False if jti_open else None
         if self._store.eval("claim", keys, arguments, on_claim):
             self._list(identity.organization_id, identity.id, now)
         else:
@@ -338,14 +353,14 @@ class Presence:
         if self._state.devices.get(device.id) is not device:
             self._state.report(device)
             return
-        if device.owned and self._store.up:
+        if device.owned:
             device.listed = time.time_ns() // 1_000_000
             self._list(device.organization_id, device.id, device.listed)
         self._wheel.add(Absence(self, device), self._absent_after)
 
     def offline(self, device: Device) -> bool:
         """Write that the device is gone, unless a newer owner has it. False: Redis is away, ask again."""
-        if not device.owned or not self._store.up:
+        if not device.owned:
             return False
         if device.status != "offline":
             self._state.offline(device, time.time_ns() // 1_000_000)
@@ -404,17 +419,19 @@ class Presence:
     # Status writes: coalesced per device, a tick's worth at a time
 
     def on_dirty(self) -> None:
-        if not self._armed and self._store.up:
+        if not self._armed and self._store.partly_up:
             self._armed = True
             self._loop.call_later(self._tick, self._on_tick)
 
     def _on_tick(self) -> None:
-        if not self._store.up:
+        if not self._store.partly_up:
             self._armed = False
             return
         if self._loop.time() > self.trusted_until:
             self._armed = False
             self.on_distrust()
+            for device in self._state.devices.values():
+                device.owned = False
             self._on_up()
             return
         self._tell_news()
@@ -451,17 +468,23 @@ class Presence:
                 continue
             key = _key(device.id.encode(), b"status")
             value = self._describe(device)
-            if not submit("set", resp.pack_set(key, value, self._ttl), None):
+            on_reply = partial(self._on_written, device) if device in changed else None
+            if not submit("set", resp.pack_set(key, value, self._ttl), on_reply):
                 self._state.touch(device)
                 continue
-            if device in changed:
-                del changed[device]
-                self.on_change(device)
             if now - device.owner_checked >= self._check_every_ms:
                 self._check_owner(device, now)
             if now - device.listed >= LISTED_EVERY_MS:
                 device.listed = now
                 self._list(device.organization_id, device.id, now)
+
+    def _on_written(self, device: Device, reply: object) -> None:
+        """A status that is another is in Redis: who hears of it may look, whichever shard the doorbell is on."""
+        if isinstance(reply, ReplyError):
+            self._state.touch(device)
+        elif device in self._state.changed and not device.dirty:
+            del self._state.changed[device]
+            self.on_change(device)
 
     def _check_owner(self, device: Device, now: int, again: bool = False) -> None:
         """Renew the owner key, see whether it is still ours and whether anything waits: a doorbell may be lost.
@@ -524,23 +547,29 @@ class Presence:
     # After Redis was away
 
     def _on_down(self) -> None:
+        """Redis is away, or the shard of some devices."""
         for device in self._state.devices.values():
-            device.owned = False
+            if device.owned and not self._takes(device):
+                device.owned = False
 
     def _on_up(self) -> None:
         """Nothing that was buffered is written before the store has confirmed who owns it."""
         self._registered.clear()
-        self._ages.clear()
-        self._state.dirty = []
+        for devices in (*self._ages, self._state.dirty):
+            devices[:] = [device for device in devices if device.owned]
         for device in self._state.devices.values():
-            device.dirty = device.owned = False
-            self._unowned[device] = None
+            if not device.owned:
+                device.dirty = False
+                self._unowned[device] = None
         self._confirm_some()
+
+    def _takes(self, device: Device) -> bool:
+        return self._store.takes(_key(device.id.encode(), b"owner"))
 
     def _confirm_later(self, device: Device) -> None:
         """Ask again soon: Redis is away, or up and refusing (full, demoted)."""
         self._unowned[device] = None
-        if not self._confirming and self._store.up:
+        if not self._confirming and self._store.partly_up:
             self._confirming = True
             self._loop.call_later(AGAIN, self._confirm_some)
 
@@ -548,7 +577,9 @@ class Presence:
         self._confirming = False
         for device in list(islice(self._unowned, CONFIRMS_A_TURN)):
             del self._unowned[device]
-            if self._state.devices.get(device.id) is device and not device.owned and not self._confirm(device):
+            if self._state.devices.get(device.id) is not device or device.owned or not self._takes(device):
+                continue  # when its shard is back, it is asked
+            if not self._confirm(device):
                 self._confirm_later(device)
                 return
         if self._unowned and not self._confirming:
@@ -558,15 +589,22 @@ class Presence:
     def _confirm(self, device: Device) -> bool:
         peer, connected, unchecked = device.peer, device.connected, not device.epoch
         device_id = device.id.encode()
+        checked = True
 
         def on_jti(reply: object) -> None:
-            if reply == 1 and peer is not None and device.peer is peer:
+            nonlocal checked
+            if isinstance(reply, ReplyError):
+                checked = False
+                if device.connected == connected and device.owned:
+                    device.owned = False
+                    self._confirm_later(device)
+            elif reply == 1 and peer is not None and device.peer is peer:
                 peer.close(REVOKED)
 
         def on_confirm(reply: object) -> None:
             if device.connected != connected:
                 return
-            if not isinstance(reply, list):
+            if not isinstance(reply, list) or not checked:
                 self._confirm_later(device)
             elif reply[0] == 1:
                 device.epoch, device.owned = reply[1], True
@@ -581,7 +619,10 @@ class Presence:
                     device.peer.close(REVOKED)
 
         if peer is not None and peer.identity.jti:
-            self._store.submit("exists", resp.pack("EXISTS", f"revoked_token:{peer.identity.jti}"), on_jti)
+            token = resp.pack("EXISTS", f"revoked_token:{peer.identity.jti}")
+            if not self._store.submit("exists", token, on_jti):
+                self._confirm_later(device)  # the token's key is on a shard that is away: the others go on
+                return True
         keys = (_key(device_id, b"owner"), _key(device_id, b"revoked"), _key(device_id, b"status"))
         arguments = (self._node, self._worker, connected, self._ttl, device.epoch)
         return self._store.eval("confirm", keys, arguments, on_confirm)

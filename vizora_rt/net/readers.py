@@ -19,8 +19,10 @@ from typing import Any, BinaryIO, Final, Literal, TextIO
 
 from vizora_rt.app import events, plays
 from vizora_rt.errors import UnavailableError
-from vizora_rt.net.link import Address, Line, explain
+from vizora_rt.net.direct import Direct
+from vizora_rt.net.link import explain
 from vizora_rt.net.plays import SCHEMA
+from vizora_rt.net.topology import Where
 from vizora_rt.wire import messages
 from vizora_rt.wire.resp import ReplyError, pack
 
@@ -93,7 +95,7 @@ class AwayError(Exception):
 class Streams:
     """Where a reader stands in each partition."""
 
-    def __init__(self, line: Line, keys: Sequence[bytes], options: Options) -> None:
+    def __init__(self, line: Direct, keys: Sequence[bytes], options: Options) -> None:
         self.line = line
         self._group, self._consumer = options.group.encode(), options.consumer.encode()
         self._at: dict[bytes, bytes] = {}
@@ -185,7 +187,7 @@ class Fold:
     held: dict[str, Entry] = field(default_factory=dict)
 
     def feed(self, entries: Iterable[Entry], now: int) -> Iterator[tuple[Record, list[Entry]]]:
-        """Lines and what they are made of. `now` is the time up to which all is read."""
+        """Direct and what they are made of. `now` is the time up to which all is read."""
         for entry in entries:
             play_id = entry.fields["play_id"]
             if entry.fields["phase"] == "start":
@@ -247,7 +249,7 @@ EVENTS: Final = Kind("events", ("id", "type", "deviceId", "organizationId", "at"
 
 
 class Output:
-    """Lines of a file or a pipe. After `flush` they are out of our hands; of a file, on the disk."""
+    """Direct of a file or a pipe. After `flush` they are out of our hands; of a file, on the disk."""
 
     def __init__(self, out: BinaryIO, columns: tuple[str, ...], form: Format) -> None:
         self._out = out
@@ -293,7 +295,7 @@ def run(
     url: str, kind: Kind, out: BinaryIO, options: Options, progress: TextIO | None = None, say: TextIO | None = None
 ) -> int:
     """Read to the end, or for ever. How many entries were read. Raises UnavailableError, and what `out` raises."""
-    address = Address.parse(url)
+    where = Where.parse(url)
     columns = kind.folded if options.fold else kind.columns
     output = Output(out, columns, options.format)
     bar = Progress(progress if output.is_file and not options.follow else None, kind.name)
@@ -301,16 +303,16 @@ def run(
     told = ""
     while True:
         try:
-            reading.go(address)
+            reading.go(where)
             return reading.count
         except (OSError, AwayError) as error:
             if reading.writing:
                 raise  # not Redis, but who reads us or the disk
             reason = str(error) if isinstance(error, AwayError) else explain(error)
             if not options.follow or not reading.connected:
-                raise UnavailableError(f"Redis at {address} cannot be read: {reason}") from None
+                raise UnavailableError(f"Redis at {where} cannot be read: {reason}") from None
             if reason != told and say is not None:
-                say.write(f"vizora-rt: Redis at {address} is away, trying again: {reason}\n")
+                say.write(f"vizora-rt: Redis at {where} is away, trying again: {reason}\n")
             told = reason
             time.sleep(AGAIN_SECONDS)
 
@@ -329,14 +331,14 @@ class Reading:
         self._fold = Fold(options.fold)
         self._streams: Streams | None = None
 
-    def go(self, address: Address) -> None:
-        line = Line(address, "vizora-reader", TIMEOUT_SECONDS)
+    def go(self, where: Where) -> None:
+        line = Direct(where, "vizora-reader", TIMEOUT_SECONDS)
         try:
             self._follow(self._open(line))
         finally:
             line.close()
 
-    def _open(self, line: Line) -> Streams:
+    def _open(self, line: Direct) -> Streams:
         """Where it was when the last connection was lost. Of a group Redis knows that, and what is held comes again."""
         if self._streams is not None and not self._options.group:
             self._streams.line = line
@@ -392,7 +394,7 @@ class Reading:
         self._progress.show(self.count, last=True)
 
 
-def _partitions(line: Line) -> list[bytes]:
+def _partitions(line: Direct) -> list[bytes]:
     (reply,) = line.ask([pack("HGET", SCHEMA, "partitions")])
     if isinstance(reply, ReplyError):
         raise AwayError(f"{reply.code} {reply.message}")

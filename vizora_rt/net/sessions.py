@@ -5,6 +5,7 @@ Other services write the keys: `revoked_token:<jti>`, `user_revoked:<sub>` and `
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal
 
 from vizora_rt.app.auth import Identity
@@ -25,24 +26,24 @@ def look(store: Store, identity: Identity, done: Callable[[Ending | None], None]
     """Why the session has ended, "" when it holds, None when Redis cannot say. `done` is called once, perhaps now."""
     names = [f"revoked_token:{identity.jti}"] if identity.jti else []
     names += [f"user_revoked:{identity.id}", f"pwd_changed:{identity.id}"]
-    replies: list[object] = []
+    replies: dict[str, object] = {}
 
-    def on_reply(reply: object) -> None:
-        replies.append(reply)
+    def on_reply(name: str, reply: object) -> None:
+        replies[name] = reply
         if len(replies) < len(names):
             return
-        *revoked, changed = replies
-        if any(isinstance(reply, ReplyError) for reply in replies):
+        # Of a cluster they come in any order.
+        *revoked, changed = (replies[name] for name in names)
+        if any(isinstance(reply, ReplyError) for reply in replies.values()):
             done(None)
         elif any(reply is not None for reply in revoked):
             done("revoked")
         else:
             done("password_changed" if _seconds(changed) > identity.issued else "")
 
-    # All or none: the store takes a command now or is down for all of this turn of the loop.
     for name in names:
-        if not store.submit("get", resp.pack("GET", name), on_reply):
-            on_reply(LOST)
+        if not store.submit("get", resp.pack("GET", name), partial(on_reply, name)):
+            on_reply(name, LOST)
 
 
 class Sessions:

@@ -28,8 +28,15 @@ OnReply = Callable[[object], None]
 LOST: Final = ReplyError("LOST the connection to Redis ended before the reply")
 """The reply of a command whose connection went away. Also a ReplyError, so that it is never taken for success."""
 
-NOT_USABLE = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
-"""Errors of a server that was demoted or restarted under the connection: the master may be elsewhere by now."""
+NOT_USABLE = frozenset({"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"})
+"""Errors of a server that was demoted or restarted under the connection, the master may be elsewhere by now; or of a
+cluster that serves nobody."""
+
+NOT_SERVED = "Hash slot not served"
+"""CLUSTERDOWN for one slot only: the server serves others."""
+
+REDIRECTIONS = frozenset({"MOVED", "ASK", "TRYAGAIN"})
+"""What a node of a cluster answers when the key is, or is about to be, another's: no error yet, `cluster` follows."""
 
 FIRST_DELAY = 0.1
 """Seconds before the second attempt at most, half of that at least; doubled up to `reconnect_max_seconds`."""
@@ -84,7 +91,11 @@ class Script:
 
 
 class Store:
-    """One connection to one Redis. Everything but `close` and `request` is synchronous and returns at once."""
+    """One connection to one Redis. Everything but `close` and `request` is synchronous and returns at once.
+
+    `stores` and `cluster` have stores whose address Sentinels name, and that are many servers. Of these, replies come
+    in order per key.
+    """
 
     __slots__ = (
         "_at",
@@ -111,19 +122,27 @@ class Store:
         "_waiting",
         "address",
         "on_down",
+        "on_moved",
         "on_up",
         "reason",
         "up",
     )
 
-    def __init__(self, config: Redis, url: str, metrics: Metrics, *, name: str) -> None:
-        self.address = Address.parse(url)
-        """Read at every attempt to connect: whoever learns that the master moved sets it and calls `reconnect`."""
+    subscribe: str = "SUBSCRIBE"
+    """The command that hears what `publish` sends."""
+
+    def __init__(self, config: Redis, url: str | Address, metrics: Metrics, *, name: str, gauges: bool = True) -> None:
+        self.address = url if isinstance(url, Address) else Address.parse(url)
+        """Where it is, or was the last time."""
         self.up = False
+        """All of it."""
         self.reason = "not connected yet"
         """Why it is not up, or was not the last time."""
         self.on_up: list[Callable[[], None]] = []
+        """Called when it is up; of a cluster, when a shard is that was not."""
         self.on_down: list[Callable[[], None]] = []
+        self.on_moved: list[Callable[[], None]] = []
+        """Called when a key or channel may have another `place`."""
         self._config = config
         self._name = name
         self._max_commands = config.pending_commands
@@ -133,7 +152,8 @@ class Store:
         self._full_bytes = metrics.counter("limits_exceeded_total", "pending_bytes")
         self._up_gauge = metrics.gauge("redis_up")
         self._depth_gauge = metrics.gauge("redis_pipeline_depth")
-        metrics.on_collect(self._collect)
+        if gauges:
+            metrics.on_collect(self._collect)
         self._scripts: dict[str, Script] = {}
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
@@ -176,6 +196,31 @@ class Store:
         """`submit` for cold paths: the reply, a ReplyError, or LOST, also when the store is down or full."""
         future: asyncio.Future[object] = self._loop.create_future()
         return await future if self.submit(operation, packed, partial(_resolve, future)) else LOST
+
+    @property
+    def partly_up(self) -> bool:
+        """Whether anything is taken now. Only a cluster can be up in part."""
+        return self.up
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reply is awaited."""
+        return bool(self._waiting)
+
+    def takes(self, key: bytes) -> bool:
+        """Whether commands for a key are taken now."""
+        return self.up
+
+    def place(self, key: bytes) -> Address | None:
+        """Where a key, or a channel, is."""
+        return self.address
+
+    def look_again(self) -> None:
+        """Something is not where it should be. Only a cluster has a map that may be old."""
+
+    def publish(self, channel: str, payload: bytes, on_reply: OnReply | None = None) -> bool:
+        """Ring a doorbell; as `submit`. The reply is how many heard it."""
+        return self.submit("publish", pack("PUBLISH", channel, payload), on_reply)
 
     def script(self, name: str, source: str) -> None:
         """Register a script for `eval`; its operation is `eval_<name>`. Before `start`, so that it is loaded first."""
@@ -256,7 +301,12 @@ class Store:
             failures += 1
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
 
+    async def _locate(self) -> Address:
+        """Where to connect to. Raises OSError when nobody knows."""
+        return self.address
+
     async def _connect(self) -> Link:
+        self.address = await self._locate()
         first = [("SCRIPT", pack("SCRIPT", "LOAD", script.source)) for script in self._scripts.values()]
         return await connect(
             self.address,
@@ -306,8 +356,8 @@ class Store:
         for reply in replies:
             operation, on_reply, at = waiting.popleft()
             if type(reply) is ReplyError:
-                operation.error.value += 1
-                if reply.code in NOT_USABLE:
+                operation.error.value += reply.code not in REDIRECTIONS
+                if reply.code in NOT_USABLE and reply.message != NOT_SERVED:
                     drop = f"the server answered {reply.code}"
             else:
                 operation.ok.value += 1

@@ -149,6 +149,8 @@ class Sweeper:
             if not isinstance(reply, ReplyError):
                 self._presence.trusted_until = until
 
+        if not self._store.takes(NODES):
+            self._presence.trusted_until = until  # nobody can be told; and nobody can ask who is silent
         self._store.eval("live", (NODES,), (self._me,), on_reply)
 
     def stop(self) -> None:
@@ -161,7 +163,7 @@ class Sweeper:
         self.renew()
         if self._task is not None or self._stopped:
             return self._every
-        if self._store.up and self._loop.time() >= self._inherits_at:
+        if self._store.partly_up and self._loop.time() >= self._inherits_at:
             self._inherits_at = inf
             self._start(self._inherit())
         elif self._loop.time() - self._up_since >= self._grace:

@@ -91,6 +91,33 @@ def pack_set(key: bytes, value: bytes, seconds: int) -> bytes:
     )
 
 
+FIRST_KEY: Final = {b"EVAL": 3, b"EVALSHA": 3, b"XGROUP": 2, b"XINFO": 2}
+"""Where the key stands in commands that do not begin with it. All keys of a command have one slot, so one will do."""
+KEYLESS: Final = frozenset({b"PING", b"PUBLISH", b"SCRIPT", b"INFO", b"CLIENT", b"ROLE", b"DBSIZE", b"ECHO"})
+
+
+def key_of(packed: bytes) -> bytes | None:
+    """The first key of a packed command, or its channel (SPUBLISH); None when it has none."""
+    name, at = _word(packed, packed.index(b"$"))
+    if name in KEYLESS:
+        return None
+    key, at = _word(packed, at)
+    if name == b"XREADGROUP":
+        while key != b"STREAMS":
+            key, at = _word(packed, at)
+        return _word(packed, at)[0]
+    for _ in range(FIRST_KEY.get(name, 1) - 1):
+        key, at = _word(packed, at)
+    return key
+
+
+def _word(packed: bytes, at: int) -> tuple[bytes, int]:
+    """The bulk string at `at`, and where the next one begins."""
+    start = packed.index(b"\r\n", at) + 2
+    end = start + int(packed[at + 1 : start - 2])
+    return packed[start:end], end + 2
+
+
 def slot(key: bytes) -> int:
     """The cluster's hash slot of `key`: CRC-16/XMODEM of its hash tag, else of all of it (Redis Cluster spec).
 

@@ -1,0 +1,518 @@
+"""A Redis Cluster as the hot path sees it: a store that has one connection per shard and routes by key slot.
+
+Replies come in order per slot, not over all: each shard answers for itself. A shard that is away takes nothing, the
+others go on. When a slot moves, what was sent to its old shard is answered before anything newer goes to the new one:
+until then the newer waits in a `Hold`. A command that is answered MOVED, ASK or TRYAGAIN was not executed; it is sent
+where it belongs, and its caller does not notice.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from operator import itemgetter
+from typing import Final
+
+from vizora_rt import report
+from vizora_rt.config import Redis
+from vizora_rt.metrics import Metrics
+from vizora_rt.net.link import Address, Link, connect, explain
+from vizora_rt.net.store import FIRST_DELAY, LOST, PING, REDIRECTIONS, OnReply, Script, Store
+from vizora_rt.net.topology import Ranges, Where, find_shards, redirected
+from vizora_rt.wire.resp import SLOTS, ReplyError, key_of, pack, slot
+
+MAP_SECONDS: Final = 5.0
+"""Between two looks at the map when nothing asks for one. A shard that hangs is noticed by the others before."""
+
+MOST_REDIRECTIONS: Final = 5
+"""Of one command in a row, as in other clients; then it waits before it goes on."""
+
+AGAIN_SECONDS: Final = 0.02
+"""Until a slot is asked again whose keys are on both of two shards: as long as a thousand keys take to move."""
+
+HOLD_SECONDS: Final = 2.0
+"""Longest time that commands wait for a slot which is on its way; then they are LOST."""
+
+ASKING: Final = pack("ASKING")
+
+log = report.logger("cluster")
+
+
+class Sent:
+    """A command on its way, and the callback of its reply."""
+
+    __slots__ = ("_cluster", "on_reply", "operation", "packed", "shard", "slot", "tries", "until")
+
+    def __init__(self, cluster: "Cluster", slot: int, operation: str, packed: bytes, on_reply: OnReply | None) -> None:
+        self._cluster = cluster
+        self.slot = slot
+        self.operation = operation
+        self.packed = packed
+        self.on_reply = on_reply
+        self.shard: Shard | None = None
+        self.tries = 0
+        self.until = 0.0
+
+    def __call__(self, reply: object) -> None:
+        if type(reply) is ReplyError and reply.code in REDIRECTIONS and self._cluster.redirect(self, reply):
+            return
+        if self.on_reply is not None:
+            self.on_reply(reply)
+
+
+class Shard(Store):
+    """The connection to one master."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, config: Redis, address: Address, metrics: Metrics, name: str, scripts: dict[str, Script]
+    ) -> None:
+        super().__init__(config, address, metrics, name=name, gauges=False)
+        self._scripts = scripts
+
+    def send(self, sent: Sent) -> bool:
+        sent.shard = self
+        return self.submit(sent.operation, sent.packed, sent)
+
+    async def _connect(self) -> Link:
+        # A node of a cluster that is down greets like any other.
+        first = [("CLUSTER", pack("CLUSTER", "INFO"))]
+        first += [("SCRIPT", pack("SCRIPT", "LOAD", script.source)) for script in self._scripts.values()]
+        return await connect(
+            self.address,
+            self._name,
+            self._deliver,
+            self._lost,
+            connect_timeout=self._config.connect_timeout_seconds,
+            reply_timeout=self._config.reply_timeout_seconds,
+            first=first,
+        )
+
+    @property
+    def depth(self) -> int:
+        return len(self._waiting)
+
+
+class Nowhere:
+    """What has the slots that nobody has."""
+
+    up = False
+
+    def send(self, sent: Sent) -> bool:
+        return False
+
+
+class Hold:
+    """What has slots that are on their way to `target`: commands wait for its turn, in order."""
+
+    __slots__ = ("_again", "_barrier", "_cluster", "_new", "_pause", "_timer", "slots", "target", "up")
+
+    def __init__(self, cluster: "Cluster", target: Shard, slots: Iterable[int]) -> None:
+        self.target = target
+        self.slots = list(slots)
+        self.up = True
+        self._cluster = cluster
+        self._again: deque[Sent] = deque()
+        self._new: deque[Sent] = deque()
+        self._barrier: Shard | None = None
+        self._pause: asyncio.TimerHandle | None = None
+        self._timer = cluster.later(HOLD_SECONDS, self._expire)
+
+    def send(self, sent: Sent) -> bool:
+        """A new command."""
+        if not self._cluster.make_room(sent):
+            return False
+        self._new.append(sent)
+        return True
+
+    def send_again(self, sent: Sent) -> None:
+        """One that the old shard has not executed: before all new ones."""
+        if self._cluster.make_room(sent):
+            self._again.append(sent)
+        else:
+            self._cluster.lose([sent])
+
+    @property
+    def open(self) -> bool:
+        """Whether what the old shard has not executed may go to the new one at once."""
+        return self.target.up and self._pause is None and not self._again
+
+    def behind(self, source: Shard) -> None:
+        """Wait until `source` has answered what it was sent."""
+        if source.up and source.busy and source.submit("ping", PING, self._passed):
+            self._barrier = source
+
+    def pause(self, seconds: float) -> None:
+        if self._pause is None:
+            self._pause = self._cluster.later(seconds, self._resume)
+
+    def release(self) -> None:
+        """Send what waits, if nothing stands in the way."""
+        if self.up and self._barrier is None and self._pause is None and self.target.up:
+            # Callbacks last: what they submit comes behind all of it.
+            self._cluster.lose([sent for sent in self._end() if not self.target.send(sent)])
+
+    def give_up(self) -> None:
+        """Nobody takes what waits."""
+        self._cluster.lose(self._end())
+
+    def _passed(self, reply: object) -> None:
+        self._barrier = None
+        self.release()
+
+    def _resume(self) -> None:
+        self._pause = None
+        self.release()
+
+    def _expire(self) -> None:
+        source, self._barrier = self._barrier, None
+        if source is not None:
+            # It hangs, and has lost the slot.
+            source.reconnect("its slots are elsewhere")
+        if self.target.up:
+            self._resume()
+        else:
+            self.give_up()
+            self._cluster.tell_down()
+
+    def _end(self) -> list[Sent]:
+        """Give the slots to the target. What has waited, in order."""
+        waiting = [*self._again, *self._new]
+        self._again.clear()
+        self._new.clear()
+        self.up = False
+        self._timer.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
+        self._cluster.settle(self, waiting)
+        return waiting
+
+
+class Cluster(Store):
+    """A store for each master, and the map of slots. Its own connection, which it has as a Store, is never made."""
+
+    __slots__ = (
+        "_announced",
+        "_held",
+        "_held_bytes",
+        "_holds",
+        "_leaving",
+        "_map",
+        "_metrics",
+        "_served",
+        "_shards",
+        "_stale",
+        "_table",
+        "_where",
+    )
+
+    subscribe = "SSUBSCRIBE"
+
+    def __init__(self, config: Redis, where: Where, metrics: Metrics, *, name: str) -> None:
+        super().__init__(config, where.seeds[0], metrics, name=name)
+        self._where = where
+        self._metrics = metrics
+        self._shards: dict[Address, Shard] = {}
+        nowhere: Shard | Hold | Nowhere = Nowhere()
+        self._table = [nowhere] * SLOTS
+        self._served: set[Shard] = set()
+        """Shards with slots."""
+        self._holds: set[Hold] = set()
+        self._held = self._held_bytes = 0
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._stale = asyncio.Event()
+        self._announced = False
+        self._map: Ranges = ()
+        """The one that was taken last, if nothing has changed it since."""
+
+    def start(self) -> None:
+        self._runner = self._loop.create_task(self._run())
+
+    @property
+    def partly_up(self) -> bool:
+        return self._announced and any(shard.up for shard in self._served)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._held) or any(shard.busy for shard in self._shards.values())
+
+    def takes(self, key: bytes) -> bool:
+        return self._table[slot(key)].up
+
+    def place(self, key: bytes) -> Address | None:
+        taker = self._table[slot(key)]
+        return taker.address if isinstance(taker, Shard) else taker.target.address if isinstance(taker, Hold) else None
+
+    def look_again(self) -> None:
+        self._stale.set()
+
+    def submit(self, operation: str, packed: bytes, on_reply: OnReply | None = None) -> bool:
+        """As a Store's; what names no key goes to every shard, and the reply is that of all (`PING`)."""
+        if self._closing:
+            return False
+        key = key_of(packed)
+        if key is None:
+            return self._submit_to_all(operation, packed, on_reply)
+        number = slot(key)
+        return self._table[number].send(Sent(self, number, operation, packed, on_reply))
+
+    def publish(self, channel: str, payload: bytes, on_reply: OnReply | None = None) -> bool:
+        return self.submit("publish", pack("SPUBLISH", channel, payload), on_reply)
+
+    def _submit_to_all(self, operation: str, packed: bytes, on_reply: OnReply | None) -> bool:
+        """The reply is the first error, or the last answer."""
+        shards = list(self._served)
+        replies: list[object] = []
+
+        def replied(reply: object) -> None:
+            replies.append(reply)
+            if len(replies) == len(shards) and on_reply is not None:
+                on_reply(next((each for each in replies if isinstance(each, ReplyError)), reply))
+
+        if not self.partly_up:
+            return False
+        for shard in shards:
+            if not shard.submit(operation, packed, replied):
+                # Not within the call: a caller knows that it was taken when it has returned.
+                self._loop.call_soon(replied, LOST)
+        return True
+
+    def reconnect(self, reason: str) -> None:
+        for shard in list(self._shards.values()):
+            shard.reconnect(reason)
+
+    async def close(self, timeout: float | None = None) -> None:
+        self._closing = True
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.wait([self._runner])
+        for hold in list(self._holds):
+            hold.give_up()
+        self.up = False
+        leaving = [asyncio.ensure_future(shard.close(timeout)) for shard in self._shards.values()]
+        if leaving or self._leaving:
+            await asyncio.wait([*leaving, *self._leaving])
+
+    # The map
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            self._stale.clear()
+            try:
+                known = [shard.address for shard in self._served if shard.up]
+                timeout = self._config.connect_timeout_seconds
+                ranges = sorted(await asyncio.to_thread(find_shards, self._where, known, timeout), key=itemgetter(0))
+            except OSError as error:
+                self._not_up(explain(error))
+                failures += 1
+            except Exception as error:
+                log.exception("the map of the cluster was not understood", error)
+                failures += 1
+            else:
+                failures = 0 if all(shard.up for shard in self._served) else failures + 1
+                self._take_map(ranges)
+            delay = min(self._config.reconnect_max_seconds, FIRST_DELAY * 2 ** min(failures, 16))
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            if not failures:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(MAP_SECONDS):
+                        await self._stale.wait()
+
+    def _take_map(self, ranges: Ranges) -> None:
+        """The cluster says who has what."""
+        if ranges == self._map:
+            return
+        self._map = ranges
+        moved: dict[tuple[Shard | Hold | Nowhere, Shard], list[int]] = {}
+        wanted = {address: self._shard(address) for _, _, address in ranges}
+        for first, last, address in ranges:
+            shard = wanted[address]
+            for number in range(first, last + 1):
+                taker = self._table[number]
+                if taker is not shard and not (isinstance(taker, Hold) and taker.target is shard):
+                    moved.setdefault((taker, shard), []).append(number)
+        found_again = False
+        for (taker, shard), numbers in moved.items():
+            found_again |= not taker.up and shard.up
+            self._move(taker, shard, numbers)
+        self._served = set(wanted.values())
+        for address, shard in list(self._shards.items()):
+            if shard not in self._served and not any(hold.target is shard for hold in self._holds):
+                self._leave(address, shard)
+        self._look()
+        if moved:
+            self._tell(self.on_moved)
+        if found_again and self._announced:
+            self._tell(self.on_up)
+
+    def _move(self, taker: "Shard | Hold | Nowhere", shard: Shard, numbers: list[int]) -> None:
+        if isinstance(taker, Hold):
+            taker.target = shard
+            return
+        under_way = isinstance(taker, Shard) and taker.up and taker.busy
+        if not under_way and (shard.up or not taker.up):
+            self._fill(numbers, shard)
+            return
+        # For a shard that is not up yet, but has the slots of one that is, it holds too: its clients need not notice.
+        hold = Hold(self, shard, numbers)
+        self._holds.add(hold)
+        self._fill(numbers, hold)
+        if isinstance(taker, Shard):
+            hold.behind(taker)
+        hold.release()
+
+    def _fill(self, numbers: Iterable[int], taker: "Shard | Hold") -> None:
+        for number in numbers:
+            self._table[number] = taker
+
+    def _shard(self, address: Address) -> Shard:
+        """The connection to a node, made now if there is none."""
+        shard = self._shards.get(address)
+        if shard is None:
+            shard = self._shards[address] = Shard(self._config, address, self._metrics, self._name, self._scripts)
+            shard.on_up.append(partial(self._shard_up, shard))
+            shard.on_down.append(partial(self._shard_down, shard))
+            shard.start()
+        return shard
+
+    def _leave(self, address: Address, shard: Shard) -> None:
+        """A node has no slots any more."""
+        del self._shards[address]
+        task = self._loop.create_task(shard.close(HOLD_SECONDS))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    # Shards come and go
+
+    def _shard_up(self, shard: Shard) -> None:
+        for hold in [hold for hold in self._holds if hold.target is shard]:
+            hold.release()
+        if shard not in self._served:
+            return
+        self._look()
+        if self._announced:
+            self._tell(self.on_up)
+        elif self.up:
+            self._announce()
+        else:
+            # One that is away from the start must not keep the others from their clients.
+            self._loop.call_later(self._config.connect_timeout_seconds / 2, self._announce)
+
+    def _announce(self) -> None:
+        if not self._announced and not self._closing:
+            self._announced = True
+            self._tell(self.on_moved)
+            self._tell(self.on_up)
+
+    def _shard_down(self, shard: Shard) -> None:
+        self.look_again()
+        if self._shards.get(shard.address) is shard and shard in self._served:
+            self.tell_down()
+
+    def tell_down(self) -> None:
+        """Some slots are with nobody who answers."""
+        self._look()
+        if self._announced and not self._closing:
+            self._tell(self.on_down)
+
+    def _look(self) -> None:
+        away = [shard for shard in self._served if not shard.up]
+        self.up = bool(self._served) and not away
+        self.reason = away[0].reason if away else ""
+
+    def _tell(self, callbacks: list[Callable[[], None]]) -> None:
+        for callback in callbacks:
+            self._call(callback)
+
+    # Redirections
+
+    def redirect(self, sent: Sent, reply: ReplyError) -> bool:
+        """Send a command where it belongs. False: nobody knows, or it took too long."""
+        now = self._loop.time()
+        sent.until = sent.until or now + HOLD_SECONDS
+        if self._closing or now > sent.until or sent.shard is None:
+            return False
+        sent.tries += 1
+        address = redirected(self._where, reply, sent.shard.address) if reply.code != "TRYAGAIN" else None
+        if address is None or sent.tries > MOST_REDIRECTIONS:
+            self._hold(sent.slot).send_again(sent)
+            return True
+        shard = self._shard(address)
+        if reply.code == "MOVED":
+            return self._follow(sent, shard)
+        if not shard.up:
+            # A node without slots until now: by the next time there is a connection.
+            self._hold(sent.slot).send_again(sent)
+        elif not (shard.submit("other", ASKING) and shard.send(sent)):
+            self.lose([sent])
+        return True
+
+    def _follow(self, sent: Sent, shard: Shard) -> bool:
+        self.look_again()
+        self._map = ()
+        taker = self._table[sent.slot]
+        if taker is not shard and not (isinstance(taker, Hold) and taker.target is shard):
+            if isinstance(taker, Hold) and len(taker.slots) > 1:
+                # The other slots go where they were to go. This one is sent on from there.
+                taker.send_again(sent)
+                return True
+            self._served.add(shard)
+            self._move(taker, shard, [sent.slot])
+            self._tell(self.on_moved)
+            taker = self._table[sent.slot]
+        if isinstance(taker, Hold) and not taker.open:
+            taker.send_again(sent)
+        elif not shard.send(sent):
+            self.lose([sent])
+        return True
+
+    def _hold(self, number: int) -> Hold:
+        """Keep what is for a slot, for a moment."""
+        taker = self._table[number]
+        if isinstance(taker, Shard):
+            taker = Hold(self, taker, [number])
+            self._holds.add(taker)
+            self._table[number] = taker
+        assert isinstance(taker, Hold)
+        taker.pause(AGAIN_SECONDS)
+        return taker
+
+    # For holds
+
+    def later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        return self._loop.call_later(seconds, callback)
+
+    def make_room(self, sent: Sent) -> bool:
+        """Whether one more command may wait here."""
+        if self._held >= self._max_commands:
+            self._full_commands.value += 1
+            return False
+        if self._held_bytes + len(sent.packed) > self._max_bytes:
+            self._full_bytes.value += 1
+            return False
+        self._held += 1
+        self._held_bytes += len(sent.packed)
+        return True
+
+    def settle(self, hold: Hold, waiting: Sequence[Sent]) -> None:
+        """A hold is over: its slots are its target's."""
+        self._holds.discard(hold)
+        self._held -= len(waiting)
+        self._held_bytes -= sum(len(sent.packed) for sent in waiting)
+        for number in hold.slots:
+            if self._table[number] is hold:
+                self._table[number] = hold.target
+
+    def lose(self, sents: Iterable[Sent]) -> None:
+        """Commands that were taken and get no reply."""
+        for sent in sents:
+            self._operations[sent.operation].error.value += 1
+            self._call(partial(sent, LOST))
+
+    def _collect(self) -> None:
+        self._up_gauge.value = int(self.up)
+        self._depth_gauge.value = self._held + sum(shard.depth for shard in self._shards.values())
