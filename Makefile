@@ -8,12 +8,14 @@ SOCKETIO_CLIENT := socket.io-client@4.8.4
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTHON ?=
 ARGS ?=
+# Tests wait more than they compute: more processes than cores. By file, for the services that a file shares.
+JOBS ?= 3
 
 .PHONY: help demo test lint soak monitoring drill bench bench-compare peers clean
 
 help:
 	@echo "make demo           start a gateway and simulated screens"
-	@echo "make test           lint, types and tests: what CI runs"
+	@echo "make test           lint, types and tests: what CI runs; JOBS=1 for one after the other"
 	@echo "make lint           ruff and mypy alone"
 	@echo "make soak           the long tests"
 	@echo "make monitoring     Prometheus and Alertmanager beside a gateway that runs"
@@ -27,7 +29,7 @@ demo: $(VENV)/.installed
 	@exec $(BIN)/vizora-rt demo $(ARGS)
 
 test: lint
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

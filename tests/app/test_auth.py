@@ -51,7 +51,8 @@ USER = {"sub": "alice", "organizationId": "acme", "type": "user", "jti": "j2", "
 
 HS256 = {"alg": "HS256", "typ": "JWT"}
 
-ABSENT = object()
+ABSENT = ...
+"""Stands for a claim that is not there. Its name is the same in every process, so that several can run the tests."""
 
 IDS = ["a", "lobby-1", "x" * 128, "ünïcode", "日本", "a:b/c.d_e~", "a,b", '"quoted"', "\\", "<&>", "*", "%20"]
 
