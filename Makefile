@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 NODE := $(VENV)/node
-SOCKETIO_CLIENT := socket.io-client@4.8.4
+PEERS := socket.io-client@4.8.4 socket.io@4.8.4 ws@8.23.0 ioredis@6.0.0 prom-client@15.1.3
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTHON ?=
 ARGS ?=
@@ -22,7 +22,7 @@ help:
 	@echo "make drill          each alert's fault done for real: it fires, arrives, resolves; ARGS='RedisDown' for one"
 	@echo "make bench          micro-benchmarks; saves the run in .benchmarks"
 	@echo "make bench-compare  the same, beside the last saved run"
-	@echo "make peers          install the Socket.IO client that tests use; needs node and npm"
+	@echo "make peers          install what tests and bench peers use of npm; needs node and npm"
 	@echo "make clean          remove what make made"
 
 demo: $(VENV)/.installed
@@ -53,7 +53,7 @@ bench-compare: $(VENV)/.installed-dev
 	@test -d .benchmarks || { echo "Nothing to compare with: run make bench first." >&2; exit 1; }
 	@$(BIN)/python -m pytest -o addopts= bench --benchmark-only --benchmark-compare --benchmark-sort=name $(ARGS)
 
-# Clients of other people's making, for tests. They are skipped without.
+# Clients of other people's making for tests, and servers for `python -m bench peers`. Both are skipped without.
 peers: $(NODE)/.installed
 
 clean:
@@ -74,7 +74,7 @@ $(VENV)/.installed-dev: pyproject.toml
 	@touch $(VENV)/.installed $@
 
 $(NODE)/.installed: Makefile | $(VENV)/.installed
-	@npm install --prefix $(NODE) --no-save --no-audit --no-fund --loglevel=error $(SOCKETIO_CLIENT)
+	@npm install --prefix $(NODE) --no-save --no-audit --no-fund --loglevel=error $(PEERS)
 	@touch $@
 
 # A pyenv shim named python3.12 exists without that Python behind it: candidates are run, not looked up.

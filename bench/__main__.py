@@ -18,6 +18,7 @@ from rich.console import Console
 
 from bench import load, report, run, tokens
 from bench.catalogue import SCENARIOS
+from bench.peers.command import peers_command
 from bench.thresholds import Limit, parse
 from vizora_rt.net.dial import Endpoint, parse_url
 
@@ -42,6 +43,9 @@ def numbers(_: click.Context, __: click.Parameter, value: str | None) -> list[in
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 def command() -> None:
     """Load for the gateway, and what it costs. Give the server one core and this another (taskset)."""
+
+
+command.add_command(peers_command)
 
 
 @command.command("load")
