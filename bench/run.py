@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,9 @@ class Request:
 
 def run(request: Request, console: Console) -> int:
     """The exit code. Raises UsageError."""
+    # A shell starts what runs in the background with SIGINT ignored; whoever ends this run ends its gateway too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     plans = [(SCENARIOS[name], SCENARIOS[name].options.given(**request.options)) for name in request.names]
     for scenario, options in plans:
         check(scenario, options, request)

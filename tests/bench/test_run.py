@@ -236,7 +236,8 @@ class TestWrongOptions:
         assert variable in done.stderr
 
 
-def test_nothing_is_left_of_a_run_that_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_of_a_run_that_is_ended(number: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "run", "heartbeat", "--seconds", "60", "--out", str(tmp_path)]
     running = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL, process_group=0
@@ -244,7 +245,7 @@ def test_nothing_is_left_of_a_run_that_is_ended(tmp_path: Path) -> None:
     pids: dict[int, Any] = {}
     while len(pids) < 3:
         pids = dict.fromkeys(children(running.pid))
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     running.wait(60)
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
     assert list(tmp_path.glob("vizora-bench-*")) == []
@@ -256,6 +257,12 @@ def children(pid: int) -> list[int]:
         for child in file.read_text().split():
             found += [int(child), *children(int(child))]
     return found
+
+
+def test_the_docs_know_every_scenario() -> None:
+    table = (ROOT / "docs" / "bench.md").read_text().splitlines()
+    told = [line.split("`")[1] for line in table if line.startswith("| `")]
+    assert sorted(told) == sorted(SCENARIOS)
 
 
 def test_the_schema_in_the_docs_is_this_one() -> None:
