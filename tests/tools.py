@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -25,16 +26,29 @@ PACKAGES = {
 }
 """Command and Debian package."""
 
+LIBRARIES = {"libfaketimeMT.so.1": "libfaketime"}
+
 
 def tool(command: str) -> str:
     """The path of `command`. Skips the test without it, or fails it where VIZORA_REQUIRE_TOOLS is set."""
     found = shutil.which(command)
     if found is None:
-        reason = f"{command} is missing: apt-get install {PACKAGES[command]}"
-        if os.environ.get("VIZORA_REQUIRE_TOOLS"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(command, PACKAGES[command])
     return found
+
+
+def library(name: str) -> str:
+    """The path of a shared library that is preloaded, by the same rule."""
+    for path in Path("/usr/lib").glob(f"**/{name}"):
+        return str(path)
+    missing(name, LIBRARIES[name])
+
+
+def missing(what: str, package: str) -> NoReturn:
+    reason = f"{what} is missing: apt-get install {package}"
+    if os.environ.get("VIZORA_REQUIRE_TOOLS"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def run(command: str, *arguments: str | Path) -> tuple[int, str]:

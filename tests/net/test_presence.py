@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -761,3 +762,49 @@ async def test_what_redis_holds_may_be_anything(node: Node, books: Books) -> Non
     books.client.delete("vz:{d:screen-2}:status")
     books.client.hset("vz:{d:screen-2}:status", "a", "b")
     await settled(await dial_device(node.port, "screen-2"))
+
+
+class Wall:
+    """The wall clock, which can be set: in the place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.off = 0.0
+
+    def time_ns(self) -> int:
+        return time.time_ns() + int(self.off * 1e9)
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_clock_that_is_set_makes_nobody_stale(
+    redis_url: str, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """How long the silence is by then, nothing can say; who says nothing for as long after it is stale."""
+    monkeypatch.setattr(presence, "time", wall := Wall())
+    node = await Node(redis_url).start()
+    stack.push_async_callback(node.stop)
+    screen = await dial_device(node.port, "screen-1")
+    await screen.heartbeat()
+    device, watcher = node.gateway.state.devices["screen-1"], node.gateway._presence
+    wall.off = hours * 3600
+    patience = 3 * node.config.player.heartbeat_interval / 1000
+    assert watcher.silent(device) == pytest.approx(patience, abs=1)
+    assert str(device.status) == "online"
+    for _ in range(int(patience) + 1):
+        wall.off += 1
+        watcher._offset += 1000  # the loop's clock goes on as well
+        watcher.silent(device)
+    assert str(device.status) == "stale"
+    await screen.leave()
+
+
+async def test_an_owner_is_renewed_after_the_clock_was_set_back(redis_url: str, stack: AsyncExitStack) -> None:
+    node = await Node(redis_url).start()
+    stack.push_async_callback(node.stop)
+    screen = await dial_device(node.port, "screen-1")
+    hour = 3_600_000
+    device = node.gateway.state.devices["screen-1"]
+    device.owner_checked = device.listed = time.time_ns() // 1_000_000 + hour
+    await screen.heartbeat()
+    await until(lambda: node.counter("redis_operations_total", "eval_renew", "ok") == 1)
+    await until(lambda: device.listed < time.time() * 1000 + hour / 2)
+    await screen.leave()

@@ -222,6 +222,34 @@ async def test_a_worker_that_stood_still_confirms_before_it_writes(pair: Pair, c
     await until(lambda: read(client, "lobby-1")["status"] == "online")
 
 
+async def test_the_clock_of_redis_may_be_set(pair: Pair, client: Any) -> None:
+    """Whose renewal is an hour old by it, or an hour ahead, lives all the same; who does not renew is dead."""
+    await pair.start()
+    screen = await dial_device(pair.other.port, "lobby-1")
+    assert await status(pair.ann) == ("lobby-1", "online", "connected")
+    for hours in (-1, 1, -1, 1):
+        for member in ("node 0", "node 1"):
+            client.zadd("vz:nodes", {member: client.zscore("vz:nodes", member) + hours * 3_600_000})
+        await pair.tried()
+    await silent(pair.ann)
+    await screen.heartbeat()
+    client.zadd("vz:nodes", {"elsewhere 0": client.zscore("vz:nodes", "node 0") + 3_600_000})
+    await until(lambda: client.zscore("vz:nodes", "elsewhere 0") is None)
+    await silent(pair.ann)
+
+
+async def test_who_slept_does_not_judge(pair: Pair, client: Any) -> None:
+    """A machine that was suspended wakes up with all its workers; none takes the others for dead."""
+    await pair.start()
+    mine = pair.alive.gateway._sweeper
+    await until(lambda: len(mine._seen) == 2)
+    mine._seen = {member: (renewed, since - 100) for member, (renewed, since) in mine._seen.items()}
+    assert set(mine._dead()) == {b"node 1"}
+    mine._looked -= 100
+    mine._look({member: renewed for member, (renewed, _) in mine._seen.items()})
+    assert mine._dead() == {}
+
+
 async def test_nobody_is_declared_dead_just_after_an_outage(pair: Pair, client: Any) -> None:
     await pair.start()
     client.zadd("vz:nodes", {"elsewhere 0": 1})

@@ -98,7 +98,7 @@ class Handlers:
             self._state.report(device)
         version, stored = payload.content_version, device.playlist_version
         differs = version is not None and stored is not None and version != stored
-        if differs and now - device.reconciled >= RECONCILE_EVERY_MS:
+        if differs and not 0 <= now - device.reconciled < RECONCILE_EVERY_MS:
             device.reconciled = now
             return self._reconcile
         return self._taken

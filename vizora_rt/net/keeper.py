@@ -13,6 +13,7 @@ from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
 
 RETRY_SECONDS = 1.0
+"""Between two starts, at least: one whose disk is full ends with its first write, each time."""
 
 log = report.logger("embedded")
 
@@ -25,6 +26,7 @@ class Keeper:
         self._store: Embedded | None = None
         self._pidfd = -1
         self._task: asyncio.Task[None] | None = None
+        self._started = self._loop.time()
         self._stopping = False
 
     @property
@@ -71,13 +73,16 @@ class Keeper:
 
     async def _restart(self) -> None:
         assert self._store is not None
-        while not self._stopping:
+        while True:
+            await asyncio.sleep(max(0.0, self._started + RETRY_SECONDS - self._loop.time()))
+            if self._stopping:
+                return
+            self._started = self._loop.time()
             log.error("embedded store ended; starting it again")
             try:
                 await asyncio.to_thread(self._store.restart)
             except StartupError as error:
                 log.error("embedded store does not start", error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
             else:
                 self._watch(self._store)
                 return

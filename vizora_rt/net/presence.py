@@ -39,6 +39,8 @@ ORGANIZATIONS = b"vz:orgs"
 """Organisations that ever had a device: where a sweep finds all devices."""
 
 STALE_INTERVALS = 3
+CLOCK_STEP_MS = 1000
+"""The wall clock was set when it and the loop's are so much further apart than at the last look: no drift does that."""
 _STATUS = re.compile(rb'{"status":"(\w+)".*"since":(\d+),"epoch":\d+}$', re.DOTALL)
 
 OWN = """
@@ -226,6 +228,8 @@ class Presence:
         self._registered: set[str] = set()
         self._early: dict[str, int] = {}
         self._loop = asyncio.get_running_loop()
+        self._offset = time.time_ns() / 1e6 - self._loop.time() * 1000
+        self._stepped = 0
         self.on_renewed: Callable[[Device, bool, str | None, bool], None] = lambda *_: None
         """Told when the owner key was renewed: whether anything waits, the playlist's version, is the device revoked.
         """
@@ -339,7 +343,13 @@ class Presence:
         """The time of a connected device's watch: stale when it is silent too long. Seconds until the next look."""
         now = time.time_ns() // 1_000_000
         patience = STALE_INTERVALS * self._interval_ms
-        silence = now - max(device.last_heartbeat, device.connected // 1000)
+        offset = now - self._loop.time() * 1000
+        if abs(offset - self._offset) > CLOCK_STEP_MS:
+            self._stepped = now
+        self._offset = offset
+        heard = max(device.last_heartbeat, device.connected // 1000)
+        # A time of before the clock was set does not say how long ago that was: then the wait begins anew.
+        silence = now - max(heard if heard <= now else 0, self._stepped)
         if silence < patience:
             return (patience - silence) / 1000
         if device.status == "online":
@@ -472,9 +482,10 @@ class Presence:
             if not submit("set", resp.pack_set(key, value, self._ttl), on_reply):
                 self._state.touch(device)
                 continue
-            if now - device.owner_checked >= self._check_every_ms:
+            # Not a matter of time alone: a clock that was set back would keep the owner from being renewed.
+            if not 0 <= now - device.owner_checked < self._check_every_ms:
                 self._check_owner(device, now)
-            if now - device.listed >= LISTED_EVERY_MS:
+            if not 0 <= now - device.listed < LISTED_EVERY_MS:
                 device.listed = now
                 self._list(device.organization_id, device.id, now)
 

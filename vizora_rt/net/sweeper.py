@@ -1,7 +1,8 @@
 """Who decides when a worker dies with its devices: the holder of a lease, one at a time among all nodes.
 
-Each worker renews its member of `vz:nodes`, by the clock of Redis, the one that all share. A member that was not
-renewed for 20 s is dead: its devices that nobody else has are marked offline, each by a
+Each worker renews its member of `vz:nodes`, and each looks whether the others do. A member that was not renewed for
+20 s, by the clock of the loop that watches it, is dead; wall clocks are set, and a worker whose renewal is an hour old
+after that is none the worse for it. Devices of the dead that nobody else has are marked offline, each by a
 script that compares the owner it read, so that a device which comes back at that moment stays online. A worker that was
 only stopped or cut off finds its lease on its devices over, and has them confirmed before it writes (`presence`).
 
@@ -37,31 +38,12 @@ PAGE: Final = 500
 PAUSE: Final = 0.02
 """Seconds between two pages: 25,000 devices a second, at a twentieth of what Redis can do."""
 
-NOW = """
+LIVE = """
+-- KEYS nodes; ARGV member: this worker lives -> {member, renewed, ...} of all
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), ARGV[1])
+return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 """
-
-LIVE = (
-    """
--- KEYS nodes; ARGV member: this worker lives
-"""
-    + NOW
-    + """
-redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
-return 1
-"""
-)
-
-DEAD = (
-    """
--- KEYS nodes; ARGV grace -> {member, renewed, ...} of those that were silent for longer
-"""
-    + NOW
-    + """
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[1]), 'WITHSCORES')
-"""
-)
 
 BURY = """
 -- KEYS nodes; ARGV member renewed: forget a worker, unless it lives after all
@@ -131,9 +113,12 @@ class Sweeper:
         # What a predecessor still drains is not left behind yet.
         self._inherits_at = self._loop.time() + self._absent_after + config.server.drain_seconds
         self._up_since = inf
+        self._seen: dict[bytes, tuple[bytes, float]] = {}
+        """Each member's last renewal, and since when (time of the loop) that has been the last."""
+        self._looked = self._loop.time()
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
-        for name, source in {"live": LIVE, "dead": DEAD, "bury": BURY, "lease": HOLD, "sweep": SWEEP}.items():
+        for name, source in {"live": LIVE, "bury": BURY, "lease": HOLD, "sweep": SWEEP}.items():
             store.script(name, source)
         store.on_up.append(self._on_up)
         store.on_down.append(self._on_down)
@@ -146,12 +131,31 @@ class Sweeper:
         until = self._loop.time() + self._grace
 
         def on_reply(reply: object) -> None:
-            if not isinstance(reply, ReplyError):
+            if isinstance(reply, list):
                 self._presence.trusted_until = until
+                self._look(dict(zip(reply[::2], reply[1::2], strict=True)))
 
         if not self._store.takes(NODES):
             self._presence.trusted_until = until  # nobody can be told; and nobody can ask who is silent
         self._store.eval("live", (NODES,), (self._me,), on_reply)
+
+    def _look(self, members: dict[bytes, bytes]) -> None:
+        """Who has renewed since the last look."""
+        now = self._loop.time()
+        if now - self._looked > 2 * self._every:
+            self._seen.clear()  # it slept itself, and saw nobody
+        self._looked = now
+        seen = self._seen
+        self._seen = {
+            member: seen[member] if member in seen and seen[member][0] == renewed else (renewed, now)
+            for member, renewed in members.items()
+        }
+
+    def _dead(self) -> dict[bytes, bytes]:
+        """Members that have not renewed for too long, with when they did."""
+        until = self._loop.time() - self._grace
+        me = self._me.encode()
+        return {member: renewed for member, (renewed, since) in self._seen.items() if since <= until and member != me}
 
     def stop(self) -> None:
         """Sweep no more; others will. That this worker lives is said as long as it does."""
@@ -173,18 +177,15 @@ class Sweeper:
 
     def _on_up(self) -> None:
         self._up_since = self._loop.time()
+        self._seen.clear()
         self.renew()
 
     def _on_down(self) -> None:
         self._up_since = inf
 
     def _on_lease(self, reply: object) -> None:
-        if reply == 1:
-            self._store.eval("dead", (NODES,), (int(self._grace * 1000),), self._on_dead)
-
-    def _on_dead(self, reply: object) -> None:
-        if isinstance(reply, list) and reply and self._task is None and not self._stopped:
-            self._start(self._bury(dict(zip(reply[::2], reply[1::2], strict=True))))
+        if reply == 1 and self._task is None and not self._stopped and (dead := self._dead()):
+            self._start(self._bury(dead))
 
     def _start(self, work: Any) -> None:
         self._task = self._loop.create_task(work)
