@@ -19,14 +19,14 @@ from typing import Any, Self
 import pytest
 import redis
 
-from tests.adversity import BEAT_SECONDS, Fleet, Redis
+from tests.adversity import Fleet, Redis
 from tests.net.backend import API_KEY, call
 from tests.net.peers import SECRETS
 from tests.net.proxy import Proxy
 from tests.service import Service, alive, until
 from tests.tools import library
 from vizora_rt.net import embedded
-from vizora_rt.net.client import State
+from vizora_rt.net.client import State, Timing
 from vizora_rt.net.link import Address
 
 ENV = {
@@ -68,9 +68,9 @@ async def before(target: str | int) -> AsyncIterator[Proxy]:
         await proxy.close()
 
 
-def beat_of(count: int) -> float:
-    """Seconds between heartbeats: a fleet of thousands and its gateway share two cores."""
-    return BEAT_SECONDS if count < 500 else 5.0
+def pace(count: int) -> dict[str, Any]:
+    """A fleet of thousands has the patience of players in the field: it shares two cores with the gateway."""
+    return {} if count < 500 else {"beat": 5.0, "timing": Timing(goodbye=0.2)}
 
 
 def books_of(service: Service) -> Any:
@@ -103,7 +103,7 @@ async def ready(service: Service) -> None:
 
 
 async def kill_a_worker(folder: Path, count: int) -> None:
-    async with serving(folder) as service, Fleet(service.port, count, beat=beat_of(count)) as fleet:
+    async with serving(folder) as service, Fleet(service.port, count, **pace(count)) as fleet:
         books = books_of(service)
         await fleet.online()
         await fleet.beaten()
@@ -163,7 +163,7 @@ async def kill_the_supervisor(folder: Path, count: int) -> None:
     async with (
         serving(folder) as service,
         before(service.port) as gateway,
-        Fleet(gateway.port, count, beat=beat_of(count)) as fleet,
+        Fleet(gateway.port, count, **pace(count)) as fleet,
     ):
         await fleet.online()
         fleet.show()
@@ -206,7 +206,7 @@ async def redis_away(folder: Path, store: Redis, count: int, seconds: float, han
     env = {"VIZORA_PLAYER__HEARTBEAT_INTERVAL": str(interval)}
     if hangs and seconds < 10:
         env["VIZORA_REDIS__REPLY_TIMEOUT_SECONDS"] = "0.5"
-    async with serving(folder, store, 2, **env) as service, Fleet(service.port, count, beat=beat_of(count)) as fleet:
+    async with serving(folder, store, 2, **env) as service, Fleet(service.port, count, **pace(count)) as fleet:
         await fleet.online()
         fleet.show()
         await fleet.told()
@@ -340,7 +340,7 @@ async def half_open(folder: Path, count: int, **env: str) -> None:
     async with (
         serving(folder, None, 2, **env) as service,
         before(service.port) as network,
-        Fleet(network.port, count, beat=beat_of(count)) as fleet,
+        Fleet(network.port, count, **pace(count)) as fleet,
     ):
         await fleet.online()
         await fleet.beaten()
@@ -436,7 +436,7 @@ class Valkey:
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         folder.mkdir()
         path = folder / "s"
-        command = [str(embedded._binary()), "--port", "0", "--unixsocket", str(path), "--dir", str(folder)]
+        command = [str(embedded.binary()), "--port", "0", "--unixsocket", str(path), "--dir", str(folder)]
         self._process = subprocess.Popen([*command, "--save", ""], env=env, stdout=subprocess.DEVNULL)
         self.url = f"unix://{path}"
         self.books: Any = redis.Redis.from_url(self.url, decode_responses=True)
