@@ -10,6 +10,7 @@ from tests.logs import output, records
 from tests.sink import Sink
 from vizora_rt import config, report
 from vizora_rt.config import Config
+from vizora_rt.errors import ConfigError
 from vizora_rt.scrub import REMOVED
 
 STAGING = {"RELEASE_VERSION": "1.2.3", "VIZORA_ENV": "staging"}
@@ -164,10 +165,33 @@ def test_without_a_dsn_sentry_is_off() -> None:
     assert report.dropped() == {}
 
 
-def test_a_dsn_that_is_none_stops_the_start() -> None:
-    code = "try: report.start_sentry(settings, 'x')\nexcept Exception as e: log.info(str(e), kind=type(e).__name__)"
-    (line,) = records(code, env={"SENTRY_DSN": "not a dsn"})
-    assert line["kind"] == "ConfigError" and line["event"].startswith("sentry.dsn: ")
+def test_a_dsn_that_is_none_is_an_error_of_the_configuration() -> None:
+    report.check(Config())
+    report.check(Config(sentry=config.Sentry(dsn="https://key@sentry.example/1")))
+    for dsn in ("not a dsn", "http://sentry.example/1", "ftp://key@sentry.example/1"):
+        with pytest.raises(ConfigError, match=r"^sentry\.dsn: "):
+            report.check(Config(sentry=config.Sentry(dsn=dsn)))
+
+
+def test_other_settings_take_the_place_of_those_before(sink: Sink) -> None:
+    with Sink() as other:
+        code = (
+            "import msgspec\n"
+            "fail(ValueError)\n"
+            "first = report._state.sentry\n"
+            "assert report.start_sentry(settings, 'worker-0') and report._state.sentry is first\n"
+            "def changed(dsn):\n"
+            "    new = msgspec.structs.replace(settings.sentry, dsn=dsn)\n"
+            "    return report.start_sentry(msgspec.structs.replace(settings, sentry=new), 'worker-0')\n"
+            "report.flush(5)\n"
+            f"assert changed({other.dsn!r})\n"
+            "fail(KeyError); report.flush(5)\n"
+            "assert not changed('')\n"
+            "fail(IndexError)"
+        )
+        run(sink, code)
+        kinds = [[event["exception"]["values"][0]["type"] for event in each.of("event")] for each in (sink, other)]
+        assert kinds == [["ValueError"], ["KeyError"]]
 
 
 def test_profiling_warns_of_nothing_and_other_warnings_are_lines(sink: Sink) -> None:

@@ -95,8 +95,9 @@ def serve(file: Path | None, host: str | None, port: int | None, workers: int | 
 
 
 def _usable(settings: Config) -> Config:
-    """Refuse keys that no token can be verified with before a worker is started on them."""
+    """Refuse what no worker could use before one is started on it: keys of tokens, where faults are reported."""
     auth.Verifier(settings.auth)
+    report.check(settings)
     return settings
 
 

@@ -143,9 +143,10 @@ class _Sampler:
 class Sentry:
     """Sentry in this process. Scopes are of one event or trace, never of a connection."""
 
-    __slots__ = ("_kinds", "_quiet", "_rate", "_samplers", "share")
+    __slots__ = ("_kinds", "_quiet", "_rate", "_samplers", "settings", "share")
 
     def __init__(self, config: Config) -> None:
+        self.settings = config.sentry
         self._quiet = config.development and not config.sentry.debug
         self._kinds = Window(PER_MINUTE, 60, MAX_KINDS)
         self._rate = 0.0 if self._quiet else config.sentry.traces_sample_rate
@@ -235,18 +236,29 @@ def configure(config: Config, process: str) -> None:
     sys.unraisablehook = _on_unraisable
 
 
+def check(config: Config) -> None:
+    """Raises ConfigError for a DSN that is none."""
+    try:
+        if config.sentry.dsn:
+            Dsn(config.sentry.dsn)
+    except BadDsn as error:
+        raise ConfigError(f"sentry.dsn: {str(error).lower()}") from None
+
+
 def start_sentry(config: Config, process: str) -> bool:
-    """Switch Sentry on for this process, if there is a DSN. Costs 7 MiB, so it is not done without one.
+    """Switch Sentry on for this process, if there is a DSN. Costs 7 MiB, so it is not done without one. Called again
+    with other settings, these take the place of those before.
 
     Integrations stay off: they patch libraries, and the one for `logging` would report each fault a second time.
     Locals stay at home because a frame's locals hold tokens.
     """
+    if _state.sentry is not None:
+        if _state.sentry.settings == config.sentry:
+            return True
+        _state.sentry = None
+        sentry_sdk.get_client().close(timeout=0.0)
     if not config.sentry.dsn:
         return False
-    try:
-        Dsn(config.sentry.dsn)
-    except BadDsn as error:
-        raise ConfigError(f"sentry.dsn: {str(error).lower()}") from None
     # The SDK would write to stderr in a format of its own.
     own = logging.getLogger("sentry_sdk.errors")
     own.handlers.clear()
