@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -225,3 +226,26 @@ async def test_closing_ends_a_scrape_that_waits(service: Two) -> None:
     await service.workers[0].asked.get()
     await scrapes.close()
     assert service.workers[0].answers.empty()
+
+
+class PoliteTotals(Totals):
+    """Notes how nice the thread is that renders."""
+
+    nice = 0
+
+    def render(self, openmetrics: bool) -> bytes:
+        self.nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        return super().render(openmetrics)
+
+
+async def test_rendering_stands_back_behind_workers_and_the_loop_does_not(service: Two) -> None:
+    totals = PoliteTotals(config.Metrics())
+    scrapes = Scrapes(totals, service)
+    first, second = service.workers
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    scrapes.ask(first, 1, False, False)
+    await asyncio.gather(first.answer(scrapes), second.answer(scrapes))
+    assert (await first.exposition()).startswith(b"# HELP")
+    assert totals.nice == min(19, before + scrape.NICE)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+    await scrapes.close()
