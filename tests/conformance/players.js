@@ -5,6 +5,7 @@
 // in:   {"open": NAME, "url": URL, "options": {...}, "acks": true}   a new client; `options` are those of io()
 //       {"emit": NAME, "event": EVENT, "data": ..., "ack": true}     with `ack` its answer is told
 //       {"leave": NAME}                                              socket.disconnect()
+//       {"cut": NAME}                                                its TCP connection is gone: a fault of the network
 // out:  {"who": NAME, "what": "connect" | "event" | "ack" | "connect_error" | "disconnect" | "attempt", ...}
 "use strict";
 
@@ -28,6 +29,9 @@ function open(who, url, options, acks) {
   socket.io.on("reconnect_attempt", (number) => tell(who, "attempt", { number }));
   socket.onAny((event, data, callback) => {
     tell(who, "event", { event, data, wanted: typeof callback === "function" });
+    if (event === "token:refresh") {
+      socket.auth.token = data.token;  // as shipped players do: for the next time that they connect
+    }
     if (acks && typeof callback === "function") {
       callback({ ok: true });
     }
@@ -46,5 +50,7 @@ readline.createInterface({ input: process.stdin }).on("line", (line) => {
     sockets.get(order.emit).emit(order.event, ...args);
   } else if (order.leave) {
     sockets.get(order.leave).disconnect();
+  } else if (order.cut) {
+    sockets.get(order.cut).io.engine.transport.ws.terminate();
   }
 }).on("close", () => process.exit(0));

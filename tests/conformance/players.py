@@ -125,6 +125,10 @@ class Players:
     def leave(self, name: str) -> None:
         self._order(leave=name)
 
+    def cut(self, name: str) -> None:
+        """A fault of the network."""
+        self._order(cut=name)
+
     def of(self, name: str, what: str, **fields: Any) -> list[Record]:
         """What this client has seen of a kind, so far."""
         wanted = {"who": name, "what": what, **fields}

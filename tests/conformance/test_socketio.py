@@ -148,6 +148,25 @@ class TestPlayer:
         assert players.emit("e5 again", "heartbeat", {})["success"] is True
         assert not players.of("e5 again", "event", event="command")
 
+    def test_a_token_in_time(self, service: Service, players: Players) -> None:
+        """Who was given a new token before its old one ended comes back with it; who was not is told why it cannot."""
+        ends = int(time.time()) + 2
+        for name in ("given", "forgotten"):
+            players.open(name, service.port, ELECTRON, device_token(name, exp=ends))
+            players.wait(name, "event", event="config")
+        fresh = device_token("given")
+        assert call(service, "POST", "/internal/token-refresh", {"deviceId": "given", "token": fresh})[0] == 200
+        players.wait("given", "event", event="token:refresh")
+        until(lambda: time.time() > ends + 1)
+        for name in ("given", "forgotten"):
+            players.cut(name)
+            gone = players.wait(name, "disconnect")
+            assert (gone["reason"], gone["active"]) == ("transport close", True)
+        players.wait("given", "connect", 2)
+        assert players.emit("given", "heartbeat", {})["success"] is True
+        error = players.wait("forgotten", "connect_error")
+        assert (error["data"], error["active"]) == ({"code": "AUTH_EXPIRED"}, False)
+
     def test_polling_leads_to_websocket(self, service: Service, players: Players) -> None:
         tries = {"transports": ["polling", "websocket"], "tryAllTransports": True}
         players.open("e6", service.port, tries, device_token("e6"))
@@ -222,6 +241,14 @@ class TestDashboard:
         assert status == 200
         assert players.wait("d1", "event", event="notification:new")["data"]["title"] == "hello"
 
+    def test_its_session_ends(self, service: Service, players: Players) -> None:
+        players.open("d2", service.port, DASHBOARD, cookie=user_token(exp=int(time.time()) + 2), origin=PAGE)
+        players.wait("d2", "connect")
+        assert players.wait("d2", "event", event="session:expired")["data"] == {"reason": "expired"}
+        gone = players.wait("d2", "disconnect")
+        assert (gone["reason"], gone["active"]) == ("io server disconnect", False)
+        assert not players.of("d2", "attempt")
+
 
 class TestComingBack:
     """What passes ends without a packet: every client comes back by itself, none of them twice."""
@@ -258,11 +285,13 @@ class TestComingBack:
 
     @pytest.mark.parametrize("seconds", [3, pytest.param(20, marks=pytest.mark.soak)])
     def test_redis_away(self, tmp_path: Path, players: Players, seconds: int) -> None:
-        """Devices are let in and checked later; dashboards are sent away without a packet until Redis is back."""
+        """Devices are let in and checked later, when a revoked one is sent away for good; dashboards are sent away
+        without a packet until Redis is back."""
         with Service(tmp_path, ENV, workers=1) as service:
             service.start()
             players.open("there", service.port, ELECTRON, device_token("there"), capabilities=ACKS)
             players.wait("there", "event", event="config")
+            call(service, "POST", "/internal/device-revoked", {"deviceId": "sold", "reason": "sold"})
             store = service.wait("embedded store started")["pid"]
             os.kill(store, signal.SIGSTOP)
             try:
@@ -272,6 +301,8 @@ class TestComingBack:
                 for number, name in enumerate(names):
                     kind = ELECTRON if number % 2 else TV
                     players.open(name, service.port, kind, device_token(name), capabilities=ACKS)
+                players.open("sold", service.port, ELECTRON, device_token("sold"))
+                players.wait("sold", "event", event="config")
                 players.open("board", service.port, DASHBOARD, cookie=user_token(), origin=PAGE)
                 for name in names:
                     assert players.emit(name, "heartbeat", {})["data"]["degraded"] is True
@@ -289,7 +320,9 @@ class TestComingBack:
             for name in ("there", *names):
                 until(lambda: "degraded" not in players.emit(name, "heartbeat", {})["data"])  # noqa: B023
                 assert len(players.of(name, "connect")) == 1
-            assert len(players.of("board", "connect")) == 1
+            gone = players.wait("sold", "disconnect")
+            assert (gone["reason"], gone["active"]) == ("io server disconnect", False)
+            assert [len(players.of(name, "connect")) for name in ("board", "sold")] == [1, 1]
             assert players.emit("there", "content:impression", play)["success"] is True
 
 
@@ -363,6 +396,8 @@ def test_noise_never_makes_a_series(tmp_path: Path) -> None:
     with Service(tmp_path, env, workers=1) as service:
         service.start()
 
+        address = f"ws://127.0.0.1:{service.port}/socket.io/?EIO=4&transport=websocket"
+
         def series() -> set[str]:
             lines = service.get("/metrics")[1].decode().splitlines()
             # Of the questions themselves there are more.
@@ -372,8 +407,7 @@ def test_noise_never_makes_a_series(tmp_path: Path) -> None:
             """How many connections were still there at its end."""
             stayed = 0
             for _ in range(connections):
-                url = f"ws://127.0.0.1:{service.port}/socket.io/?EIO=4&transport=websocket"
-                with connect(url, compression=None, close_timeout=1) as client:
+                with connect(address, compression=None, close_timeout=1) as client:
                     client.send("40" + json.dumps({"token": device_token("noisy")}))
                     while not str(client.recv(timeout=PATIENCE)).startswith('42["config"'):
                         pass
@@ -388,8 +422,23 @@ def test_noise_never_makes_a_series(tmp_path: Path) -> None:
                         pass  # a `1` or a `41` among it is a goodbye
             return stayed
 
+        def make_noise_at_the_door(dice: random.Random, connections: int) -> None:
+            """Before the CONNECT packet, and in it."""
+            for _ in range(connections):
+                with connect(address, compression=None, close_timeout=1) as client:
+                    try:
+                        for _ in range(5):
+                            said = noise(dice)
+                            client.send(said if dice.random() < 0.5 else "40" + str(said))
+                        while True:
+                            client.recv(timeout=PATIENCE)
+                    except ConnectionClosed:
+                        pass
+
+        make_noise_at_the_door(random.Random(1), 30)
         assert make_noise(random.Random(1), 30) > 20
         before = series()
+        make_noise_at_the_door(random.Random(2), 30)
         assert make_noise(random.Random(2), 30) > 20
         assert series() - before == set()
         assert not [record for record in service.records if record["level"] in ("error", "critical")]

@@ -190,7 +190,21 @@ class TestDecode:
 
     @given(st.data())
     def test_a_mutated_packet_is_a_message_or_refused(self, data: st.DataObject) -> None:
-        packet = data.draw(st.sampled_from(['427["heartbeat",{"uptime":1}]', '437[{"ok":true}]', '40{"token":"t"}']))
+        packet = data.draw(
+            st.sampled_from(
+                [
+                    '427["heartbeat",{"uptime":1}]',
+                    '42["heartbeat"]',
+                    '437[{"ok":true}]',
+                    '40{"token":"t","capabilities":["deliveryAck"]}',
+                    "40/admin,{}",
+                    '42/admin,7["a"]',
+                    '451-7["shot",{"_placeholder":true,"num":0}]',
+                    "2probe",
+                    "41",
+                ]
+            )
+        )
         at = data.draw(st.integers(0, len(packet)))
         until = data.draw(st.integers(at, len(packet)))
         mutated = packet[:at] + data.draw(st.text(max_size=4)) + packet[until:]
