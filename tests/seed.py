@@ -70,3 +70,18 @@ PRACTICES = {
     "Incident Response": "Use metrics to diagnose issues during incidents",
     "Capacity Planning": "Use trends to predict scaling needs",
 }
+
+TROUBLESHOOTING = {
+    "Sentry Not Receiving Events": (
+        "Check DSN is correct", "Verify `NODE_ENV` (dev events are filtered by default)",
+        "Check network connectivity to sentry.io", "Enable `SENTRY_DEBUG=true`",
+    ),
+    "Prometheus Metrics Not Showing": (
+        "Verify service is running on correct port", "Check `/metrics` endpoint is accessible",
+        "Verify Prometheus scrape config", "Check Prometheus targets page",
+    ),
+    "High Memory Usage": (
+        "Check for memory leaks in logs", "Monitor GC metrics", "Review connection pool sizes",
+        "Consider horizontal scaling",
+    ),
+}  # fmt: skip

@@ -57,6 +57,7 @@ WHOLE_SYSTEM = {
     "tests/conformance/": "RFC 6455, Socket.IO and hostile peers against the running service",
     "tests/ops/test_contract.py": "whatever asks for a figure, against the registry",
     "tests/ops/test_queries.py": "whatever asks for a figure, of a real Prometheus",
+    "tests/ops/test_receivers.py": "what alertmanager.yml sends, of the real Alertmanager",
     "tests/ops/test_compose.py": "the compose file and what it mounts",
     "tests/ops/test_checklist.py": "the production checklist, against what the owner asked for",
     "tests/system/": "the service as a process: start, roll, crash, drain",

@@ -1,13 +1,18 @@
 """The alerts: the file is that of the table, the seed's are as the owner wrote them, and promtool sees each fire."""
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
 from tests.tools import run
+from vizora_rt import cli, config
+from vizora_rt.metrics import PATH
 from vizora_rt.ops import alerts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,6 +47,20 @@ def load(path: Path) -> Any:
 def switched_on(path: Path) -> str:
     """A configuration with its commented blocks in use."""
     return re.sub(r"(?m)^( *)#: ?", r"\1", path.read_text("utf-8"))
+
+
+@cache
+def said_in_logs() -> set[str]:
+    """First arguments of calls on `log`."""
+    found = set()
+    for path in (ROOT / "vizora_rt").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log."):
+                texts = ast.walk(node.args[0])
+                found |= {
+                    each.value for each in texts if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                }
+    return found
 
 
 class TestTable:
@@ -89,6 +108,26 @@ class TestTable:
             name, "What it means", "What the user feels", "How to look", "What to do", "When to wake whom",
         ]  # fmt: skip
         assert "```promql" in text
+        severity = next(alert.severity for alert in alerts.ALERTS if alert.name == name)
+        assert text.startswith(f"# {name}\n\n**{severity}**: ")
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_what_a_runbook_names_exists(self, name: str) -> None:
+        """Links, keys of config.toml, commands, routes, log lines: nobody looks for a new name at 3 a.m."""
+        text = (OPS / f"runbooks/{name}.md").read_text("utf-8")
+        for link in re.findall(r"\]\((\w+\.md)\)", text):
+            assert (OPS / "runbooks" / link).is_file(), link
+        for section, key in re.findall(rf"`({'|'.join(config.SECTIONS)})\.(\w+)`", text):
+            assert key in getattr(config.Config(), section).__struct_fields__, key
+        for route in re.findall(r"`(?:GET|POST|DELETE) (/[\w/{}-]+)`", text):
+            assert route in (PATH.values or ()), route
+        for words in re.findall(r"`vizora-rt ([a-z -]+)`", text):
+            found: click.Command = cli.command
+            for word in words.split():
+                assert isinstance(found, click.Group), words
+                found = found.commands[word]
+        for event in re.findall(r'"event": "([\w :]+)"', text) + re.findall(r"grep '\"([\w ]+)\"'", text):
+            assert event in said_in_logs(), event
 
     def test_no_runbook_without_an_alert(self) -> None:
         assert sorted(path.stem for path in (OPS / "runbooks").glob("*.md")) == sorted(NAMES)
@@ -162,6 +201,22 @@ class TestPrometheus:
                 fired.add(labels.get("form", ""))
         assert fired == forms
         assert quiet
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("prometheus/prometheus.default", "prometheus"),
+        ("alertmanager/alertmanager.default", "prometheus-alertmanager"),
+    ],
+)
+def test_flags_exist(name: str, program: str) -> None:
+    """Those in use and those that are switched off."""
+    text = (OPS / name).read_text("utf-8")
+    lines = re.findall(r'(?m)^(?:# )?ARGS="(.*)"$', text)
+    assert len(lines) > 1
+    known = set(re.findall(r"--(?:\[no-\])?([\w.-]+)", run(program, "--help")[1]))
+    assert {flag.split("=")[0].removeprefix("--") for line in lines for flag in line.split()} <= known
 
 
 class TestAlertmanager:

@@ -1,5 +1,6 @@
 """The JSON of the dashboards: what is committed is what the code makes, and Grafana's rules for it hold."""
 
+import configparser
 import json
 import re
 from pathlib import Path
@@ -7,9 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import dashboard as models
 
 from vizora_rt.ops import grafana
 from vizora_rt.ops.dashboards import DASHBOARDS, Dashboard
+
+UNITS = frozenset({"short", "percent", "percentunit", "s", "bytes", "mbytes", "Bps", "ops"})
+"""Grafana's names of the units that are used; one that it does not know would be shown as text behind the figure."""
 
 OPS = Path(__file__).parent.parent.parent / "ops/grafana"
 
@@ -54,3 +60,41 @@ def test_dashboards_are_provisioned() -> None:
     provider = yaml.safe_load((OPS / "provisioning/dashboards/vizora.yml").read_text("utf-8"))["providers"][0]
     assert provider["type"] == "file"
     assert {path.stem for path in (OPS / "dashboards").iterdir()} == {dashboard.uid for dashboard in DASHBOARDS}
+
+
+def test_settings_can_be_read_with_their_blocks_on_and_off() -> None:
+    text = (OPS / "grafana.ini").read_text("utf-8")
+    off = settings(text)
+    assert off == {
+        "users": {"allow_sign_up": "false", "auto_assign_org_role": "Viewer"},
+        "auth.anonymous": {"enabled": "false"},
+    }
+    on = settings(re.sub(r"(?m)^;: ", "", text))
+    assert on.keys() == off.keys() | {"server", "security", "auth.generic_oauth"}
+    assert on["server"]["protocol"] == "https"
+    # A secret is named by its file.
+    assert on["auth.generic_oauth"]["client_secret"].startswith("$__file{")
+
+
+def settings(text: str) -> dict[str, dict[str, str]]:
+    parser = configparser.ConfigParser(interpolation=None, comment_prefixes=(";",))
+    parser.read_string(text)
+    return {name: dict(parser[name]) for name in parser.sections()}
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)
+def test_grafana_s_own_types_take_what_is_committed(dashboard: Dashboard) -> None:
+    """Read by the SDK's decoder and written again, nothing is lost: each member is one that Grafana 11.6 knows."""
+    text = committed(dashboard)
+    again = json.loads(json.dumps(models.Dashboard.from_json(text), cls=JSONEncoder))
+    assert again == text
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)
+def test_each_panel_has_a_title_a_unit_and_a_description(dashboard: Dashboard) -> None:
+    panels = [panel for panel in committed(dashboard)["panels"] if panel["type"] != "row"]
+    assert panels
+    for panel in panels:
+        assert panel["title"] and panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"] in UNITS, panel["title"]
+        assert panel["targets"]

@@ -124,8 +124,7 @@ def table(found: list[Answer]) -> str:
 async def show(folder: Path, patience: float, seconds: float) -> list[Answer]:
     """The answers after `seconds`, or as soon as all are there."""
     many_threads()
-    async with drill.watched(OPS, folder) as watch:
-        await watch.site.start(ENV)
+    async with drill.watched(OPS, folder, ENV) as watch:
         await lose_a_worker(watch.site)
         trouble = asyncio.ensure_future(faults.together(*(each(watch.site) for each in TROUBLE)))
         try:

@@ -10,7 +10,7 @@ import asyncio
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -80,13 +80,14 @@ class Watch(NamedTuple):
 
 
 @asynccontextmanager
-async def watched(ops: Path, folder: Path, workers: int = 2) -> AsyncIterator[Watch]:
-    """Prometheus and Alertmanager in a hurry, for a site that is started later."""
+async def watched(ops: Path, folder: Path, env: Mapping[str, str] = {}, workers: int = 2) -> AsyncIterator[Watch]:
+    """A site, then Prometheus and Alertmanager in a hurry: before the gateway they would find that it is down."""
     inbox = Inbox()
     site = Site(folder, monitors.free_port(), workers)
     webhook = Webhook(inbox.take)
     started: list[Program] = []
     try:
+        await site.start(env)
         ports = monitors.free_port(), monitors.free_port()
         addresses = (f"{monitors.HOST}:{port}" for port in (site.port, *ports))
         files = monitors.hurried(monitors.addressed(monitors.configs(ops), *addresses))
@@ -131,10 +132,9 @@ async def drill(name: str, ops: Path, say: Say) -> Result:
     say(fault.about)
     with tempfile.TemporaryDirectory(prefix="vizora-drill-") as folder:
         try:
-            async with watched(ops, Path(folder), fault.workers) as watch:
-                await watch.site.start(fault.env)
+            async with watched(ops, Path(folder), fault.env, fault.workers) as watch:
                 watch.site.screens(fault.screens)
-                await calm(watch.prometheus, name, fault.screens)
+                await calm(watch, name, fault.screens)
                 result = await _suffer(watch, result, fault, say)
         except (DrillError, StartupError, OSError) as error:
             result = result._replace(failure=str(error))
@@ -165,19 +165,21 @@ async def _suffer(watch: Watch, result: Result, fault: Fault, say: Say) -> Resul
     return result._replace(fired=fired, resolved=resolved, description=description)
 
 
-async def calm(prometheus: Program, name: str, screens: int) -> None:
-    """Wait until Prometheus has seen the gateway and all its screens, and see that the alert is quiet."""
+async def calm(watch: Watch, name: str, screens: int) -> None:
+    """Wait until Prometheus has seen the gateway and all its screens, and see that the alert is quiet and was."""
 
     def quiet() -> bool:
-        up = monitors.query(prometheus, f'up{{job="{alerts.JOB}"}} == 1')
-        online = monitors.query(prometheus, "sum(vizora_realtime_devices_online)")
+        up = monitors.query(watch.prometheus, f'up{{job="{alerts.JOB}"}} == 1')
+        online = monitors.query(watch.prometheus, "sum(vizora_realtime_devices_online)")
         seen = online[0][1] if online else 0
-        return bool(up) and seen >= screens and not monitors.query(prometheus, f'ALERTS{{alertname="{name}"}}')
+        return bool(up) and seen >= screens and not monitors.query(watch.prometheus, f'ALERTS{{alertname="{name}"}}')
 
     try:
         await until(quiet, CALM_SECONDS)
     except TimeoutError:
         raise DrillError("no screens, or it fires before anything was done") from None
+    if watch.inbox.receivers(name, True):
+        raise DrillError("it fired before anything was done")
 
 
 async def heard(
