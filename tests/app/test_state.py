@@ -27,6 +27,10 @@ class Screen:
     def notice(self, frame: bytes) -> bool:
         raise AssertionError("the state sends nothing")
 
+    @property
+    def stalled(self) -> bool:
+        raise AssertionError
+
     def allow(self, message_bytes: int) -> None:
         raise AssertionError("the state has no limits")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.net.backend import Backed, Screen, books, call, command, entries, fleet
-from tests.net.peers import dial_device, until
+from tests.net.peers import Wire, device_token, dial_device, text, until, upgrade
 from vizora_rt.app import commands
 from vizora_rt.net import embedded, orders
 
@@ -186,6 +186,40 @@ async def test_a_doorbell_that_was_lost_delays_until_the_next_heartbeat(
         assert screen.commands() == []
         await screen.client.send("heartbeat", {})
         await screen.event("command")
+
+
+async def beat(wire: Wire) -> None:
+    while True:
+        await asyncio.sleep(0.1)
+        wire.writer.write(text("heartbeat", {}, 2))
+
+
+async def test_commands_wait_in_the_ledger_for_a_device_that_does_not_read(redis_url: str, impatient: None) -> None:
+    """Also for one that acks nothing: what is written to it counts as delivered."""
+    limits = {"messages_per_minute": 0}
+    async with fleet(redis_url, 1, limits=limits, player={"heartbeat_interval": 1000}) as (node,):
+        wire = await Wire.open(node.port, receive_buffer=4096)
+        await wire.send(upgrade(device_token("lobby")))
+        assert (await wire.response())[0] == 101
+        (connection,) = node.gateway._connections
+        connection.acks_deliveries = False
+        heartbeats = b"".join(text("heartbeat", {}, 1) for _ in range(1000))
+        while not connection.stalled:
+            wire.writer.write(heartbeats)
+            await asyncio.sleep(0)
+        unsent = connection.unsent
+        ids = await put(node, "lobby", *["reload"] * 5)
+        assert books(redis_url).llen("vz:{d:lobby}:ledger") == 5
+        assert (connection.unsent, node.counter("commands_total", "reload", "sent")) == (unsent, 0)
+        beating = asyncio.create_task(beat(wire))
+        came: list[str] = []
+        while len(came) < 5:
+            message = await wire.message()
+            if message["event"] == "command":
+                came.append(message["data"]["commandId"])
+        assert came == ids
+        beating.cancel()
+        await wire.close()
 
 
 async def test_a_new_playlist_takes_the_place_of_one_that_was_not_acked(redis_url: str, impatient: None) -> None:

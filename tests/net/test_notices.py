@@ -38,6 +38,10 @@ class Listener:
     def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         raise AssertionError
 
+    @property
+    def stalled(self) -> bool:
+        raise AssertionError
+
     def allow(self, message_bytes: int) -> None:
         raise AssertionError
 

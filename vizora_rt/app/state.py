@@ -25,6 +25,10 @@ class Peer(Protocol):
     def open(self) -> bool:
         """Whether what is sent may still arrive."""
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the client does not read what was written already."""
+
     def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         """Queue an event; `body` is JSON. With `ack_id` the client is asked for an ack."""
 

@@ -145,7 +145,9 @@ class Deliveries:
         if not self.current(courier):
             return
         device.playlist_version = found.version
-        if device.organization_id in self._state.suspended or not courier.peer.open:
+        # What was not sent yet waits for a client that does not read. When it has caught up, its heartbeats look again.
+        waits = courier.peer.stalled and courier.delivery.attempt == 0
+        if device.organization_id in self._state.suspended or not courier.peer.open or waits:
             del self._couriers[device]
             return
         do = courier.delivery.found(entry.id if entry is not None else None)
