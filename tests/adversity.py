@@ -55,9 +55,8 @@ class Screen(Player):
     __slots__ = ("acked", "beats", "commands", "connects", "degraded", "endings", "fleet", "name", "shown")
 
     def __init__(self, fleet: "Fleet", name: str) -> None:
-        super().__init__(
-            f"ws://127.0.0.1:{fleet.port}/ws", device_token(name, fleet.organization, exp=EXPIRES), timing=fleet.timing
-        )
+        url = f"ws://127.0.0.{1 + len(fleet.screens) % fleet.addresses}:{fleet.port}/ws"
+        super().__init__(url, device_token(name, fleet.organization, exp=EXPIRES), timing=fleet.timing)
         self.fleet = fleet
         self.name = name
         self.connects = 0
@@ -108,7 +107,10 @@ class Fleet:
         beat: float = BEAT_SECONDS,
         ramp: float = 1000.0,
         kind: Callable[["Fleet", str], Screen] = Screen,
+        addresses: int = 1,
     ) -> None:
+        """`addresses`: how many of this machine the server listens on; each has 28,000 ports for connections."""
+        self.addresses = addresses
         self.port = port
         self.organization = organization
         self.timing = timing
@@ -116,7 +118,9 @@ class Fleet:
         self.news = asyncio.Event()
         self.arrivals: list[float] = []
         """When each handshake was done, in order."""
-        self.screens = [kind(self, f"{prefix}-{number}") for number in range(count)]
+        self.screens: list[Screen] = []
+        for number in range(count):
+            self.screens.append(kind(self, f"{prefix}-{number}"))
         self._ramp = ramp
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -169,9 +173,9 @@ class Fleet:
                 await self.news.wait()
         return time.monotonic() - started
 
-    async def online(self) -> float:
+    async def online(self, patience: float = PATIENCE) -> float:
         """All are connected. How long that took."""
-        return await self.until(lambda: all(screen.state is State.ONLINE for screen in self.screens))
+        return await self.until(lambda: all(screen.state is State.ONLINE for screen in self.screens), patience)
 
     async def beaten(self, times: int = 1) -> None:
         """From now on each has had so many heartbeats acked."""

@@ -138,6 +138,13 @@ def sandbox(trace: Path) -> list[str]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root to give root up")
 class TestSandbox:
+    @pytest.fixture(autouse=True)
+    def possible(self, tmp_path: Path) -> None:
+        """A container may forbid to mount or to trace, and a kernel before 6.3 cannot refuse writable code."""
+        done = subprocess.run([*sandbox(tmp_path / "none"), "true"], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no sandbox on this machine: {done.stderr.strip().splitlines()[-1]}")
+
     @pytest.mark.parametrize(
         "deed",
         [
