@@ -165,14 +165,24 @@ class Conductor:
                 each.end()
         director = self._director
         director.plays = [play for each in measured for play in each.plays]
-        if self._scenario.name == "connect-storm":
+        if self._scenario.storm:
             self._asked = sum(each.opened + each.failed.total() for each in connects)
         self._progress("verifying", 1.0, "")
         await self._scenario.verify(director)
-        return Measurement(
-            self._options, self._asked, connects, measured, before, connected, looks, director.marks, director.split,
+        run = Measurement(
+            self._options,
+            self._scenario.storm,
+            self._asked,
+            connects,
+            measured,
+            before,
+            connected,
+            looks,
+            director.marks,
+            director.split,
             director.figures,
-        ), director  # fmt: skip
+        )
+        return run, director
 
     async def _measure(self) -> list[Look]:
         """From the word to begin until the end of the last interval: a look at each of their ends."""

@@ -208,12 +208,6 @@ class Engine:
             connection.leave()
         return ending
 
-    def reset(self) -> None:
-        """Forget what was counted until now."""
-        self.tally.reset(perf_counter_ns())
-        self.closed.clear()
-        self.lateness = Latencies()
-
     async def leave(self) -> None:
         for connection in self.connections:
             connection.leave()

@@ -16,7 +16,7 @@ SATURATED: Final = 0.97
 STARVED: Final = 0.05
 """Shares of the time: of a load process on its core, and of one waiting for a core."""
 ENDED: Final = "ended: "
-ENOUGH: Final = 100
+ENOUGH: Final = 20
 """Connections to divide by: /proc counts CPU in hundredths of a second, memory in pages that many share."""
 
 
@@ -47,6 +47,7 @@ class Measurement:
     """All of a run. `looks` are before and after the connect phase, then at each end of an interval."""
 
     options: Options
+    storm: bool
     asked: int
     connects: list[Connects]
     measured: list[Measured]
@@ -177,8 +178,8 @@ def figures(run: Measurement, kinds: Sequence[schema.Kind]) -> dict[str, float]:
     answered = sum(each.messages for turn in run.intervals for interval in turn for each in interval.kinds.values())
     found["rate"] = answered / elapsed
     if run.connected.processes:
-        storm = next((each.accepted for each in kinds if each.name == "connect" and each.accepted > opened), 0)
-        found |= costs(run, answered, opened, storm)
+        connected = sum(each.accepted for each in kinds if each.name == "connect")
+        found |= costs(run, answered, opened, connected if run.storm else 0)
     if run.split is not None:
         found |= rise(run)
     return {name: schema.rounded(value) for name, value in (found | run.extra).items()}

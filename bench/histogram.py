@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 from hdrh.log import HistogramLogReader, HistogramLogWriter  # type: ignore[import-untyped]
@@ -19,17 +19,6 @@ DIGITS: Final = 3
 
 Counts = Mapping[int, int]
 """How often each latency was seen, by the microsecond."""
-
-
-class Quantiles(NamedTuple):
-    """Of latencies, in seconds."""
-
-    total: int
-    p50: float
-    p90: float
-    p99: float
-    p999: float
-    longest: float
 
 
 class Latencies:
@@ -45,11 +34,6 @@ class Latencies:
 
     def record(self, ns: int) -> None:
         self.counts[ns // 1000] += 1
-
-    def quantiles(self) -> Quantiles:
-        histogram = of(self.counts)
-        at = [histogram.get_value_at_percentile(share) / 1e6 for share in (50, 90, 99, 99.9, 100)]
-        return Quantiles(histogram.get_total_count(), *at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,10 @@ async def nothing(director: Director) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`settings` are the service's, when it is started for the scenario; one that hurts it wants one of its `own`."""
+    """`settings` are the service's, when it is started for the scenario; one that hurts it wants one of its `own`.
+
+    A `storm` connects while it is measured, where others only begin when all are connected.
+    """
 
     name: str
     about: str
@@ -41,5 +44,6 @@ class Scenario:
     verify: Direct = nothing
     own: bool = False
     needs_key: bool = False
+    storm: bool = False
     gateway_workers: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)

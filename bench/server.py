@@ -6,9 +6,8 @@ Also what /proc says of this process: a load generator that did not get its core
 import contextlib
 import json
 import os
-import time
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,23 +20,6 @@ STORE: Final = "store"
 """The part of a process that is not the gateway's own: its costs are told apart."""
 
 
-class Usage(NamedTuple):
-    """CPU seconds since they began and resident bytes of some processes together."""
-
-    user: float
-    system: float
-    resident: int
-
-
-class Sample(NamedTuple):
-    """One look at everything: the clock, the server, and how long this process ran, and waited for a core."""
-
-    at: float
-    server: Usage
-    ran: float
-    waited: float
-
-
 class Process(NamedTuple):
     """One look at a process. `descriptors` is what it has open."""
 
@@ -46,10 +28,6 @@ class Process(NamedTuple):
     system: float
     resident: int
     descriptors: int
-
-
-def sample(processes: Sequence[int]) -> Sample:
-    return Sample(time.perf_counter(), usage(processes), time.process_time(), waited())
 
 
 def base(endpoint: Endpoint) -> str:
@@ -65,16 +43,6 @@ def pids(endpoint: Endpoint) -> list[int]:
         return [status["pid"], *(worker["pid"] for worker in status["workers"])]
     except (OSError, ValueError, LookupError, TypeError):
         return []
-
-
-def usage(processes: Sequence[int]) -> Usage:
-    """What the processes used until now. One that is gone counts as nothing."""
-    found = [process for pid in processes if (process := look(pid)) is not None]
-    return Usage(
-        sum(process.user for process in found),
-        sum(process.system for process in found),
-        sum(process.resident for process in found),
-    )
 
 
 def look(pid: int, name: str = "", descriptors: bool = False) -> Process | None:
@@ -100,12 +68,6 @@ def waited() -> float:
         return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
-
-
-def idle() -> float:
-    """Seconds that all cores of the machine together had nothing to do, since it started."""
-    fields = Path("/proc/stat").read_text().partition("\n")[0].split()
-    return (int(fields[4]) + int(fields[5])) / TICK
 
 
 class Watch:

@@ -5,19 +5,21 @@ disturbs the machine for a second disturbs one round of one peer, not its figure
 """
 
 import contextlib
-import json
 import os
 import secrets
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from bench import schema
 from bench.peers.catalog import Peer
 from bench.peers.servers import ROOT, Server, ServerError, pinned
+from bench.schema import Scenario
 from vizora_rt.net import embedded
 
 IN_FLIGHT: Final = (1, 8)
@@ -25,6 +27,8 @@ RAMP: Final = 500
 """Connects a second, half of what the slowest peer takes."""
 LOAD_SECONDS: Final = 60.0
 """How long a load generator may take more than it measures."""
+LIMITS: Final = ("--threshold", "errors==0", *("--threshold", "heartbeat.p99<60s", "--threshold", "heartbeat.p95<60s"))
+"""Whoever refuses or loses a message is no comparison; how long it takes is what is to be compared."""
 INVALID: Final = 3
 """Its exit code when it was the bottleneck: the figures are upper bounds."""
 
@@ -113,7 +117,7 @@ def measure(
     tell: Callable[[str], None],
 ) -> None:
     """All peers in turn, as often as there are rounds. A round that fails is left out, and told with the doubts."""
-    rounds: dict[str, list[dict[str, Any]]] = {row.name: [] for row, _ in running}
+    rounds: dict[str, list[Scenario]] = {row.name: [] for row, _ in running}
     failed: dict[str, list[str]] = {row.name: [] for row, _ in running}
     for number in range(plan.rounds):
         for row, server in running:
@@ -130,48 +134,48 @@ def measure(
             row.missing = "; ".join(failed[row.name])
 
 
-def load_of(rounds: Sequence[Mapping[str, Any]], failed: Sequence[str] = ()) -> Load:
+def load_of(rounds: Sequence[Scenario], failed: Sequence[str] = ()) -> Load:
     """The medians."""
-    cpu = [(one["server"]["user"] + one["server"]["system"]) / one["messages"]["answered"] * 1e6 for one in rounds]
-    latencies = [one["messages"]["latencies"] for one in rounds]
+    cpu = [one.figures["cpu"] * 1e6 for one in rounds]
     return Load(
         statistics.median(cpu),
-        statistics.median(quantiles[1] for quantiles in latencies) * 1e3,
-        statistics.median(quantiles[3] for quantiles in latencies) * 1e3,
-        statistics.median(one["messages"]["answered"] / one["messages"]["elapsed"] for one in rounds),
+        statistics.median(one.figures["heartbeat.p50"] for one in rounds) * 1e3,
+        statistics.median(one.figures["heartbeat.p99"] for one in rounds) * 1e3,
+        statistics.median(one.figures["rate"] for one in rounds),
         cpu,
-        [*failed, *sorted({doubt for one in rounds for doubt in one["invalid"]})],
+        [*failed, *sorted({doubt for one in rounds for doubt in one.invalid})],
     )
 
 
 def idle(server: Server, plan: Plan, environ: Mapping[str, str]) -> float:
     """KiB of a connection that has said nothing yet. Measured first, while the server has no freed memory to use."""
     found = drive(server, plan.idle, plan, environ, "--rate", "200", "--seconds", "1", "--warmup", "0")
-    return float(found["connects"]["grown"]) / int(found["connects"]["opened"]) / 1024
+    return found.figures["memory"] / 1024
 
 
-def drive(server: Server, devices: int, plan: Plan, environ: Mapping[str, str], *options: str) -> dict[str, Any]:
+def drive(server: Server, devices: int, plan: Plan, environ: Mapping[str, str], *options: str) -> Scenario:
     """One run of the load generator. Raises ServerError when it is no measurement."""
     pids = ",".join(map(str, server.pids))
-    command = (sys.executable, "-m", "bench", "load", "--json", "--url", server.url, "--pids", pids)
+    command = (sys.executable, "-m", "bench", "run", "heartbeat", "--url", server.url, "--pids", pids)
     common = ("--devices", str(devices), "--ramp", str(RAMP), "--max-late-ms", "1000")
-    with pinned(plan.cores[1]):
-        process = subprocess.Popen(
-            (*command, *common, *options),
-            cwd=ROOT,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    with process:
-        try:
-            output, complaints = process.communicate(timeout=LOAD_SECONDS + plan.seconds + plan.warmup)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise ServerError("the load generator did not end") from None
-    if process.returncode not in (0, INVALID):
-        raise ServerError(complaints.strip().replace("\n", "; ") or f"exit code {process.returncode}")
-    found: dict[str, Any] = json.loads(output)
+    with tempfile.TemporaryDirectory(prefix="vizora-peers-") as folder:
+        with pinned(plan.cores[1]):
+            process = subprocess.Popen(
+                (*command, *common, *LIMITS, *options, "--out", folder),
+                cwd=ROOT,
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        with process:
+            try:
+                _, complaints = process.communicate(timeout=LOAD_SECONDS + plan.seconds + plan.warmup)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise ServerError("the load generator did not end") from None
+        if process.returncode not in (0, INVALID):
+            raise ServerError(complaints.strip().replace("\n", "; ") or f"exit code {process.returncode}")
+        (found,) = schema.read(Path(folder) / "report.json").scenarios
     return found

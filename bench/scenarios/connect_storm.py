@@ -59,5 +59,6 @@ SCENARIOS = (
         load,
         Options(devices=5000, rate=2000.0, seconds=6.0, warmup=0.5, late=0.01),
         ("connect.accepted>=95%", "connect.p99<500ms", "connect.errors<0.1%"),
+        storm=True,
     ),
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
 import redis
 from click.testing import CliRunner
@@ -20,6 +21,8 @@ from bench.peers.catalog import BARE, SOCKETIO, Peer
 from bench.peers.command import choose, peers_command
 from bench.peers.comparison import Load, Row, load_of
 from bench.peers.servers import Server, ServerError
+from bench.schema import Scenario
+from tests.bench.test_report import measurement, report
 from tests.net.peers import device_token
 from tests.service import PATIENCE, until
 
@@ -171,11 +174,12 @@ class TestTable:
         ]
 
     def test_medians(self) -> None:
-        def one(user: float, p99: float, *invalid: str) -> dict[str, Any]:
-            messages = {"answered": 1000, "elapsed": 2.0, "latencies": [1000, 0.001, 0.002, p99, 0.004, 0.005]}
-            return {"server": {"user": user, "system": 0.001}, "messages": messages, "invalid": list(invalid)}
+        def one(cpu: float, p99: float, *invalid: str) -> Scenario:
+            figures = {"cpu": cpu, "heartbeat.p50": 0.001, "heartbeat.p99": p99, "rate": 500.0}
+            measured = report(measurement()).scenarios[0]
+            return msgspec.structs.replace(measured, figures=figures, invalid=list(invalid))
 
-        load = load_of([one(0.009, 0.003), one(0.099, 0.5, "busy"), one(0.011, 0.004)])
+        load = load_of([one(0.00001, 0.003), one(0.0001, 0.5, "busy"), one(0.000012, 0.004)])
         assert load.cpu_us == pytest.approx(12.0)
         assert (load.p99_ms, load.rate) == (4.0, 500.0)
         assert load.rounds_cpu_us == pytest.approx([10.0, 100.0, 12.0])

@@ -35,7 +35,7 @@ def measurement(seconds: int = 4) -> Measurement:
     measured = [Measured([*intervals, last], 0.5, 0.01, []) for _ in range(2)]
     connects = [Connects(60, Counter(), {900: 60}), Connects(50, Counter({"timeout": 10}), {900: 50})]
     marks = [(2.0, "<worker> killed")]
-    return Measurement(Options(devices=120, rate=200.0), 120, connects, measured, before, looks[0], looks, marks)
+    return Measurement(Options(devices=120, rate=200.0), False, 120, connects, measured, before, looks[0], looks, marks)
 
 
 def report(run: Measurement) -> schema.Report:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from bench.server import usage
+from bench.server import look
 from tests.net.backend import API_KEY
 from tests.net.peers import SECRETS, Wire, device_token, text, upgrade, user_token
 from tests.service import Service, until
@@ -71,13 +71,13 @@ async def stops_reading(folder: Path, url: str, count: int, seconds: float) -> N
     async with serving(folder, url) as service:
         wall = await watch(service.port)
         pids = await asyncio.to_thread(service.workers)
-        memory = [usage([pid]).resident for pid in pids]
+        memory = [resident(pid) for pid in pids]
         began, rounds = time.monotonic(), 0
         while not rounds or time.monotonic() - began < seconds:
             await come_and_go(service.port, names)
             rounds += 1
         await asyncio.to_thread(until, lambda: settled(client, names))
-        grown = max(usage([pid]).resident - before for pid, before in zip(pids, memory, strict=True))
+        grown = max(resident(pid) - before for pid, before in zip(pids, memory, strict=True))
         truth = final(client, names)
         assert all(status == "offline" for status, _ in truth.values())
         told, told_of = await read_up(wall, truth)
@@ -138,3 +138,9 @@ async def test_a_dashboard_stops_reading(tmp_path: Path, redis_url: str) -> None
 @pytest.mark.soak
 async def test_a_dashboard_of_10000_stops_reading_for_five_minutes(tmp_path: Path, redis_url: str) -> None:
     await stops_reading(tmp_path, redis_url, 10_000, 300.0)
+
+
+def resident(pid: int) -> int:
+    process = look(pid)
+    assert process is not None
+    return process.resident
