@@ -716,6 +716,19 @@ class TestRedisAway:
         assert (await refused)[1]["code"] == "STORE_UNAVAILABLE"
 
 
+async def test_a_device_is_asked_for_once_at_a_time(node: Node, books: Books) -> None:
+    """Shards of a cluster come back one after the other, and each time all that is not confirmed is asked for."""
+    screen = await dial_device(node.port, "screen-1")
+    device = node.gateway.state.devices["screen-1"]
+    before = node.counter("redis_operations_total", "eval_confirm", "ok")
+    device.owned = False
+    for _ in range(3):
+        node.gateway._presence._on_up()
+    await until(lambda: device.owned)
+    assert node.counter("redis_operations_total", "eval_confirm", "ok") == before + 1
+    assert (await screen.heartbeat())["success"]
+
+
 class TestStoreFull:
     """Redis is slow and the queue to it short: nothing is forgotten for it."""
 

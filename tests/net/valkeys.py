@@ -89,7 +89,7 @@ class Cluster:
     def settle(self) -> None:
         """Empty, and each slot where it was at first."""
         for master in self.masters:
-            for command in (("FLUSHALL",), ("SCRIPT", "FLUSH")):
+            for command in (("FLUSHALL",), ("SCRIPT", "FLUSH"), ("CONFIG", "RESETSTAT")):
                 assert master.tell(*command) == b"OK"
         for slot in list(self._moved):
             for master in self.masters:

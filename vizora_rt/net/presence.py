@@ -224,6 +224,7 @@ class Presence:
         self._armed = False
         self._unowned: dict[Device, None] = {}
         self._confirming = False
+        self._asked: set[Device] = set()
         self._places: dict[str, bytes] = {}
         self._registered: set[str] = set()
         self._early: dict[str, int] = {}
@@ -590,6 +591,8 @@ class Presence:
             del self._unowned[device]
             if self._state.devices.get(device.id) is not device or device.owned or not self._takes(device):
                 continue  # when its shard is back, it is asked
+            if device in self._asked:
+                continue  # asked twice, the second answer would be that somebody has it since: we
             if not self._confirm(device):
                 self._confirm_later(device)
                 return
@@ -613,7 +616,9 @@ class Presence:
                 peer.close(REVOKED)
 
         def on_confirm(reply: object) -> None:
+            self._asked.discard(device)
             if device.connected != connected:
+                self._confirm_later(device)  # it has come again meanwhile
                 return
             if not isinstance(reply, list) or not checked:
                 self._confirm_later(device)
@@ -636,7 +641,10 @@ class Presence:
                 return True
         keys = (_key(device_id, b"owner"), _key(device_id, b"revoked"), _key(device_id, b"status"))
         arguments = (self._node, self._worker, connected, self._ttl, device.epoch)
-        return self._store.eval("confirm", keys, arguments, on_confirm)
+        taken = self._store.eval("confirm", keys, arguments, on_confirm)
+        if taken:
+            self._asked.add(device)
+        return taken
 
     def _returned(self, device: Device, before: str, since: int, unchecked: bool) -> None:
         """The device is confirmed: what Redis, and with it those who watch, believed of it meanwhile."""
