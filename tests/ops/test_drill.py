@@ -1,11 +1,16 @@
 """Drills: the alert of a real fault arrives; one that does not is told apart. All alerts: make soak, make drill."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.service import PATIENCE, alive, until
 from tests.tools import tool
 from vizora_rt.errors import StartupError
 from vizora_rt.ops import alerts, drill, faults, monitors
@@ -125,3 +130,34 @@ def test_the_page_tells_of_each_drill_as_it_is_done() -> None:
         name: (severities[name], fault.about, ", ".join(sorted(drill.RECEIVERS[severities[name]])))
         for name, fault in FAULTS.items()
     }
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_whoever_ends_it_early_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vizora_rt", "ops", "drill", "DuplicateIdentity", f"--ops={OPS}"],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        assert until(lambda: children(process.pid) >= {"prometheus", "prometheus-aler"})
+        mine = descendants(process.pid)
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == 130
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert [pid for pid in mine if alive(pid)] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def descendants(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in listed] + [each for child in listed for each in descendants(int(child))]
+
+
+def children(pid: int) -> set[str]:
+    """Their names, of which the kernel keeps 15 characters."""
+    return {Path(f"/proc/{each}/comm").read_text().strip() for each in descendants(pid)}

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,9 @@ def test_beside_a_gateway(tmp_path: Path) -> None:
             env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "VIZORA_STATE_DIR": str(tmp_path / "own")},
         )  # fmt: skip
         assert process.stdout is not None
+        # A line that never comes would be waited for without end.
+        guard = threading.Timer(PATIENCE, process.kill)
+        guard.start()
         try:
             said = ""
             while "Ctrl-C ends both.\n\n" not in said:
@@ -45,6 +49,7 @@ def test_beside_a_gateway(tmp_path: Path) -> None:
             told = {process.stdout.readline().split(":")[0] for _ in range(2)}
             assert told == {"slack", "pagerduty"}
         finally:
+            guard.cancel()
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE) == 130
             process.stdout.close()
