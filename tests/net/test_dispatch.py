@@ -230,26 +230,41 @@ class TestBadMessages:
         await wire.close()
         await until(lambda: node.counter("ws_disconnects_total", name) == 1)
 
-    async def test_five_in_a_row_are_enough(self, node: Node, screen: Client) -> None:
-        for _ in range(4):
-            await screen.connection.send("nonsense")
-            await screen.next("error")
-        assert (await screen.heartbeat())["success"]  # not in a row
-        for text in ("nonsense", '{"event":"dance"}', '{"event":"heartbeat","data":7}', "", "[]"):
+    async def test_what_is_wrong_does_not_end_a_connection(self, node: Node, screen: Client) -> None:
+        for text in 4 * ("nonsense", '{"event":"dance"}', '{"event":"heartbeat","data":7}', "", "[]"):
             await screen.connection.send(text)
-        for _ in range(5):
             await screen.next("error")
-        assert await screen.ended() == 4002
-        await until(lambda: node.counter("ws_disconnects_total", "too_many_messages") == 1)
+        assert (await screen.heartbeat())["success"]
+        assert node.counter("limits_exceeded_total", "refusals_in_a_row") == 0
+
+    async def test_what_is_wrong_counts_towards_the_rate(self, opened: Open) -> None:
+        # A bucket of twice what a minute gives: 4 at once.
+        node = await opened(limits={"messages_per_minute": 2})
+        client = await dial_device(node.port, "screen-1")
+        codes = []
+        for text in ("nonsense", '{"event":"dance"}', '{"event":"heartbeat","data":7}', "[]", "nonsense"):
+            await client.connection.send(text)
+            codes.append((await client.next("error"))["code"])
+        assert codes == ["BAD_MESSAGE", "UNKNOWN_EVENT", "INVALID_PAYLOAD", "BAD_MESSAGE", "RATE_LIMITED"]
+        assert (await client.heartbeat())["code"] == "RATE_LIMITED"
+        assert node.counter("limits_exceeded_total", "messages_per_minute") == 2
+
+    async def test_a_dashboard_has_a_rate_as_well(self, opened: Open) -> None:
+        node = await opened(limits={"messages_per_minute": 1})
+        client = await dial(node.port, user_token())
+        answers = [(await client.ask("dance", {}))["code"] for _ in range(6)]
+        assert answers == ["UNKNOWN_EVENT"] * 2 + ["RATE_LIMITED"] * 4
+        await client.send("dance", {})
+        assert await client.ended() == 4002
         assert node.counter("limits_exceeded_total", "refusals_in_a_row") == 1
 
     async def test_patience_may_be_endless(self, opened: Open) -> None:
-        node = await opened(limits={"refusals_in_a_row": 0})
+        node = await opened(limits={"messages_per_minute": 1, "refusals_in_a_row": 0})
         client = await dial_device(node.port, "screen-1")
         for _ in range(50):
             await client.connection.send("nonsense")
             await client.next("error")
-        assert (await client.heartbeat())["success"]
+        assert (await client.heartbeat())["code"] == "RATE_LIMITED"
 
     async def test_a_dashboard_is_no_device(self, node: Node) -> None:
         client = await dial(node.port, user_token())

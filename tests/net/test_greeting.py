@@ -448,10 +448,11 @@ class TestConnected:
         assert await player.next() == "3"
 
     async def test_too_many_refusals(self, start: Start) -> None:
-        node = await start(limits={"refusals_in_a_row": 2})
+        node = await start(limits={"messages_per_minute": 1, "refusals_in_a_row": 2})
         player = await Player.dial(node, device_token("lobby"))
-        await player.send("x", "x")
-        assert [(await player.event())[1]["code"] for _ in range(3)] == ["BAD_MESSAGE"] * 2 + ["TOO_MANY_MESSAGES"]
+        await player.send("x", "x", "x", "x")
+        codes = [(await player.event())[1]["code"] for _ in range(5)]
+        assert codes == ["BAD_MESSAGE"] * 2 + ["RATE_LIMITED"] * 2 + ["TOO_MANY_MESSAGES"]
         assert await player.wire.close_code() == 4002
 
     @pytest.mark.parametrize("goodbye", ["1", "41"])

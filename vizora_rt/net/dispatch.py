@@ -178,9 +178,9 @@ class Dispatcher:
     def _aside(self, connection: Connection, aside: Aside, started: int) -> None:
         """What is no message."""
         if isinstance(aside, Refusal):
-            self._refuse(connection, self._error, aside, None, None, started)
+            self._refuse_at_its_rate(connection, self._error, aside, None, None, started)
         elif isinstance(aside, Refused):
-            self._refuse(connection, self._error, aside.refusal, None, aside.ack_id, started)
+            self._refuse_at_its_rate(connection, self._error, aside.refusal, None, aside.ack_id, started)
         elif aside is None:
             connection.leave()
         elif aside:
@@ -203,31 +203,27 @@ class Dispatcher:
             self._ack.ok.value += 1
             self._ack.timer.observe(perf_counter_ns() - started)
         elif counted is None:
-            self._refuse(connection, self._unknown, errors.UNKNOWN_EVENT, name, ack_id, started)
+            self._refuse_at_its_rate(connection, self._unknown, errors.UNKNOWN_EVENT, name, ack_id, started)
         elif connection.watch is not None and counted.event is not None and counted.event.viewer is not None:
             self._view(connection, counted, connection.watch, data, ack_id, started)
         else:
             if name == "heartbeat":
                 self._metrics.counter("heartbeat_errors_total", "not_allowed").value += 1
                 report.issue("heartbeat failed", "not_allowed", organization_id=connection.identity.organization_id)
-            self._refuse(connection, counted, errors.NOT_ALLOWED, name, ack_id, started)
+            self._refuse_at_its_rate(connection, counted, errors.NOT_ALLOWED, name, ack_id, started)
 
     def _view(
         self, connection: Connection, counted: Counted, watch: Watch, data: object, ack_id: int | None, started: int
     ) -> None:
         """A dashboard's message: as a device's, but rare."""
-        rate, now = self._rate, started / 1e9
-        wait = rate.wait(watch.arrival, now) if rate.interval else 0.0
+        wait = self._wait(watch, started / 1e9)
         if wait:
-            self._limited("messages_per_minute")
-            extra: dict[str, object] = {"retryAfterMs": int(wait * 1000) + 1}
-            self._refuse(connection, counted, errors.RATE_LIMITED, counted.name, ack_id, started, extra)
+            self._too_fast(connection, counted, counted.name, ack_id, wait, started)
             return
-        watch.arrival = rate.next(watch.arrival, now)
         assert counted.event is not None and counted.event.viewer is not None
         fields = messages.validate(counted.event.schema, data)
         if isinstance(fields, Invalid):
-            extra = {"details": fields.details}
+            extra: dict[str, object] = {"details": fields.details}
             self._refuse(connection, counted, errors.INVALID_PAYLOAD, counted.name, ack_id, started, extra)
             return
         if isinstance(fields, Repaired):
@@ -300,7 +296,10 @@ class Dispatcher:
         started: int,
         extra: dict[str, object] | None = None,
     ) -> None:
-        """Answer with a negative ack, or the event `error` where none was asked for; close after too many in a row."""
+        """Answer with a negative ack, or the event `error` where none was asked for.
+
+        Who goes on at once when asked to wait is left. Nobody is for what else is wrong: it would come back with it.
+        """
         self.clock.now()
         extra = extra or {}
         if ack_id is not None:
@@ -310,8 +309,8 @@ class Dispatcher:
             connection.send("error", messages.error(refusal, event and event[:64], extra))
         counted.refused.value += 1
         counted.timer.observe(perf_counter_ns() - started)
-        if refusal.retryable and refusal is not errors.RATE_LIMITED:
-            return  # not the client's fault
+        if refusal is not errors.RATE_LIMITED:
+            return
         connection.refusals += 1
         if self._patience and connection.refusals >= self._patience:
             self._limited("refusals_in_a_row")
@@ -320,10 +319,46 @@ class Dispatcher:
     def _over_rate(
         self, connection: Connection, counted: Counted, device: Device, ack_id: int | None, wait: float, started: int
     ) -> None:
-        self._limited("messages_per_minute")
         self._heartbeat_failed(counted, device, "rate_limited")
+        self._too_fast(connection, counted, counted.name, ack_id, wait, started)
+
+    def _too_fast(
+        self,
+        connection: Connection,
+        counted: Counted,
+        event: str | None,
+        ack_id: int | None,
+        wait: float,
+        started: int,
+    ) -> None:
+        self._limited("messages_per_minute")
         extra: dict[str, object] = {"retryAfterMs": int(wait * 1000) + 1}
-        self._refuse(connection, counted, errors.RATE_LIMITED, counted.name, ack_id, started, extra)
+        self._refuse(connection, counted, errors.RATE_LIMITED, event, ack_id, started, extra)
+
+    def _refuse_at_its_rate(
+        self,
+        connection: Connection,
+        counted: Counted,
+        refusal: Refusal,
+        event: str | None,
+        ack_id: int | None,
+        started: int,
+    ) -> None:
+        """Refuse what no handler takes. It counts as a message: saying why costs as much as doing it."""
+        sender = connection.device or connection.watch
+        wait = self._wait(sender, started / 1e9) if sender is not None else 0.0
+        if wait:
+            self._too_fast(connection, counted, event, ack_id, wait, started)
+        else:
+            self._refuse(connection, counted, refusal, event, ack_id, started)
+
+    def _wait(self, sender: Device | Watch, now: float) -> float:
+        """Take one from the sender's bucket; when it is empty, the seconds until one is back."""
+        rate = self._rate
+        wait = rate.wait(sender.arrival, now) if rate.interval else 0.0
+        if not wait:
+            sender.arrival = rate.next(sender.arrival, now)
+        return wait
 
     def _invalid(
         self,

@@ -83,7 +83,7 @@ async def calls_wait(site: Site) -> None:
 
 
 async def bad_heartbeats(site: Site) -> None:
-    """Every second one is good: five refusals in a row would end the connection."""
+    """Every second one is good: a player that is half understood."""
     wire = await site.wire("broken")
     try:
         while True:
