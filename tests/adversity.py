@@ -171,6 +171,7 @@ class Fleet:
             while not condition():
                 self.news.clear()
                 await self.news.wait()
+                await asyncio.sleep(len(self.screens) / 1e6)  # to look at all of them takes as long
         return time.monotonic() - started
 
     async def online(self, patience: float = PATIENCE) -> float:

@@ -249,3 +249,16 @@ async def test_rendering_stands_back_behind_workers_and_the_loop_does_not(servic
     assert totals.nice == min(19, before + scrape.NICE)
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
     await scrapes.close()
+
+
+async def test_rendering_goes_on_where_it_may_not_stand_back(service: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(which: int, who: int, priority: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    scrapes = Scrapes(Totals(config.Metrics()), service)
+    first, second = service.workers
+    scrapes.ask(first, 1, False, False)
+    await asyncio.gather(first.answer(scrapes), second.answer(scrapes))
+    assert (await first.exposition()).startswith(b"# HELP")
+    await scrapes.close()

@@ -346,6 +346,7 @@ class TestWatchdog:
             assert systemd.fed()
             assert service.get("/health/ready")[0] == 200
 
+    @pytest.mark.soak
     def test_workers_that_all_hang_are_replaced_before_it_bites(self, tmp_path: Path, systemd: Systemd) -> None:
         env = {**systemd.env, "VIZORA_SERVER__HANG_SECONDS": "1.5"}
         with serving(tmp_path, env) as service:

@@ -172,5 +172,8 @@ class Scrapes:
 
 
 def _stand_back() -> None:
-    """Linux has a priority for each thread."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    """Linux has a priority for each thread. Where a sandbox keeps it, a scrape still is one."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    except PermissionError:
+        log.info("scrapes do not stand back: setpriority is refused")

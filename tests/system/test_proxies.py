@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from tests.net.peers import PATIENCE, SECRETS, Client, device_token, until
+from tests.net.peers import SECRETS, Client, device_token, until
 from tests.service import Service
+from tests.service import until as soon
 from tests.tools import run, tool
 
 OPS = Path(__file__).parent.parent.parent / "ops"
@@ -138,8 +139,11 @@ class Front:
             connection.close()
 
 
-@pytest.fixture(params=[nginx, haproxy], ids=["nginx", "haproxy"])
-async def front(request: pytest.FixtureRequest, tmp_path: Path, certificate: Path) -> AsyncIterator[Front]:
+@pytest.fixture(scope="module", params=[nginx, haproxy], ids=["nginx", "haproxy"])
+def front(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, certificate: Path
+) -> Iterator[Front]:
+    folder = tmp_path_factory.mktemp("front")
     env = {
         **SECRETS,
         "INTERNAL_API_SECRET": API_SECRET,
@@ -147,23 +151,20 @@ async def front(request: pytest.FixtureRequest, tmp_path: Path, certificate: Pat
         "VIZORA_SERVER__PROXY_PROTOCOL": "true" if request.param is haproxy else "false",
         "VIZORA_LIMITS__CONNECTIONS_PER_ADDRESS": "1",
     }
-    with Service(tmp_path, env, workers=1) as service:
-        await asyncio.to_thread(service.start)
-        port, log = free_port(), tmp_path / "access.log"
-        command = request.param(tmp_path, service.port, port, certificate)
-        with process(command, log if request.param is haproxy else tmp_path / "output") as running:
+    with Service(folder, env, workers=1) as service:
+        port, log = free_port(), folder / "access.log"
+        command = request.param(folder, service.start().port, port, certificate)
+        with process(command, log if request.param is haproxy else folder / "output") as running:
             made = Front(service, port, certificate, log.read_text)
 
             def up() -> bool:
+                assert running.poll() is None, "the proxy has ended"
                 try:
                     return made.ask("GET", "/health/ready")[0] == 200
                 except OSError:
                     return False
 
-            async with asyncio.timeout(PATIENCE):
-                while not await asyncio.to_thread(up):
-                    assert running.poll() is None, "the proxy has ended"
-                    await asyncio.sleep(0.05)
+            soon(up)
             yield made
 
 
