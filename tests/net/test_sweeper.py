@@ -243,10 +243,13 @@ async def test_who_slept_does_not_judge(pair: Pair, client: Any) -> None:
     await pair.start()
     mine = pair.alive.gateway._sweeper
     await until(lambda: len(mine._seen) == 2)
-    mine._seen = {member: (renewed, since - 100) for member, (renewed, since) in mine._seen.items()}
+    members = {member: renewed for member, (renewed, _, _) in mine._seen.items()}
+    mine._seen = {member: (renewed, since - 100, 0) for member, (renewed, since, _) in mine._seen.items()}
+    for _ in range(sweeper.LOOKS):
+        assert mine._dead() == {}
+        mine._look(members)
     assert set(mine._dead()) == {b"node 1"}
-    mine._looked -= 100
-    mine._look({member: renewed for member, (renewed, _) in mine._seen.items()})
+    await pair.tried()
     assert mine._dead() == {}
 
 

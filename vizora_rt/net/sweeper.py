@@ -31,6 +31,7 @@ REASON: Final = "worker_lost"
 
 RENEWALS: Final = 4
 """Renewals in the time after which a worker counts as dead: three may be late."""
+LOOKS: Final = RENEWALS - 1
 LEASE_SHARE: Final = 0.75
 """The lease of a dead sweeper is over before anybody is due to be declared dead."""
 
@@ -113,9 +114,8 @@ class Sweeper:
         # What a predecessor still drains is not left behind yet.
         self._inherits_at = self._loop.time() + self._absent_after + config.server.drain_seconds
         self._up_since = inf
-        self._seen: dict[bytes, tuple[bytes, float]] = {}
-        """Each member's last renewal, and since when (time of the loop) that has been the last."""
-        self._looked = self._loop.time()
+        self._seen: dict[bytes, tuple[bytes, float, int]] = {}
+        """Each member's last renewal, since when (time of the loop) it has been the last, and how many looks ago."""
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
         for name, source in {"live": LIVE, "bury": BURY, "lease": HOLD, "sweep": SWEEP}.items():
@@ -141,21 +141,22 @@ class Sweeper:
 
     def _look(self, members: dict[bytes, bytes]) -> None:
         """Who has renewed since the last look."""
-        now = self._loop.time()
-        if now - self._looked > 2 * self._every:
-            self._seen.clear()  # it slept itself, and saw nobody
-        self._looked = now
-        seen = self._seen
-        self._seen = {
-            member: seen[member] if member in seen and seen[member][0] == renewed else (renewed, now)
-            for member, renewed in members.items()
-        }
+        now, seen = self._loop.time(), self._seen
+        self._seen = {}
+        for member, renewed in members.items():
+            before, since, looks = seen.get(member, (b"", now, 0))
+            self._seen[member] = (renewed, since, looks + 1) if before == renewed else (renewed, now, 0)
 
     def _dead(self) -> dict[bytes, bytes]:
-        """Members that have not renewed for too long, with when they did."""
+        """Members that have not renewed for too long, with when they did. After a sleep of its own, in which it cannot
+        have looked, a worker looks some more times before it judges: the others may have slept as well."""
         until = self._loop.time() - self._grace
         me = self._me.encode()
-        return {member: renewed for member, (renewed, since) in self._seen.items() if since <= until and member != me}
+        return {
+            member: renewed
+            for member, (renewed, since, looks) in self._seen.items()
+            if since <= until and looks >= LOOKS and member != me
+        }
 
     def stop(self) -> None:
         """Sweep no more; others will. That this worker lives is said as long as it does."""
