@@ -365,6 +365,27 @@ async def test_a_connection_is_half_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+async def test_the_way_is_narrow_and_long(tmp_path: Path) -> None:
+    """A fifth of a second each way and 4 KB a second, as over a mobile network in a basement; and it breaks."""
+    async with (
+        serving(tmp_path) as service,
+        before(service.port) as network,
+        Fleet(network.port, 20, beat=1.0) as fleet,
+    ):
+        for gate in (network.requests, network.replies):
+            gate.delay, gate.rate = 0.2, 4000.0
+        await fleet.online()
+        for _ in range(50):
+            fleet.show()
+        await fleet.beaten()
+        network.cut()
+        await fleet.beaten()
+        await fleet.told()
+        assert fleet.endings.total() >= 20
+        settled(fleet, books_of(service))
+
+
+@pytest.mark.soak
 async def test_screens_vanish(tmp_path: Path) -> None:
     """Nobody sends a FIN for a router that stays off: the gateway pings, gives up, and says so, once."""
     quick = {"PING_AFTER_SECONDS": "1", "PING_TIMEOUT_SECONDS": "1", "OFFLINE_AFTER_SECONDS": "1"}

@@ -557,9 +557,9 @@ def play_on(gateway: Gateway, steps: int) -> None:
 
 
 def test_some_nights(gateway: Gateway) -> None:
-    play_on(gateway, 100)
+    play_on(gateway, 80)
 
 
 @pytest.mark.soak
 def test_many_nights(gateway: Gateway) -> None:
-    play_on(gateway, 5000)
+    play_on(gateway, 1500)
