@@ -218,6 +218,9 @@ class TestReload:
             while not any(record["event"] == "reloaded" for record in service.records):
                 assert service.get("/health/live")[0] == 200
             assert not set(service.workers()) & set(before)
+            # A service that was rolled has not begun anew.
+            health = json.loads(service.get("/health")[1])
+            assert health["uptime"] > max(worker["uptime"] for worker in service.status()["workers"])
             assert service.metric('vizora_realtime_worker_restarts_total{reason="roll"}') == 2
             assert service.metric('vizora_realtime_worker_restarts_total{reason="crash"}') == 0
 

@@ -80,9 +80,9 @@ NOTICE = Label("kind", (
 
 COMMAND = Label("type", (
     "reload", "restart", "update", "update_config", "clear_cache", "screenshot", "reboot", "skip_content", "pause",
-    "resume", "push_content", "disable", "enable", "clear_override", "playlist", UNKNOWN,
+    "resume", "push_content", "disable", "enable", "clear_override", "playlist", "token", UNKNOWN,
 ), UNKNOWN)
-"""Command types. `playlist` is the playlist update, which lies in the same ledger."""
+"""Command types. `playlist` and `token` are the playlist update and the new token, which lie in the same ledger."""
 COMMAND_STATES = ("queued", "sent", "acked", "failed", "expired")
 
 HEARTBEAT_ERRORS = ("invalid_payload", "rate_limited", "not_allowed", "store", "fault")

@@ -8,6 +8,7 @@ import json
 import string
 import subprocess
 import sys
+import unicodedata
 from typing import Any, ClassVar
 
 import jwt
@@ -60,6 +61,9 @@ NO_IDS: list[Any] = [
     "", "x" * 129, " ", "a b", " a", "a ", "{", "}", "{d}", "a\n", "\na", "a\r", "a\tb", "a\0", "\x1b[31m", "a\x7f",
     "a\x85", "a\u2028", "a\u00a0b", "a\u200b", "\ufeffa", "\u202ea", None, 0, 7, 1.5, True, [], ["a"], {}, {"a": 1},
 ]  # fmt: skip
+
+UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zs", "Zl", "Zp"}
+"""Unicode's categories of what has no shape of its own."""
 
 SHAPES_REFUSED = [
     "{h}", "{h}.{p}", "{h}.{p}.", ".{p}.{s}", "{h}..{s}", "{h}.{p}.{s}.{s}", "{h}.{p}.{s}.", ".{h}.{p}.{s}",
@@ -466,6 +470,14 @@ class TestClaims:
     @pytest.mark.parametrize("value", IDS)
     def test_valid_id(self, value: str) -> None:
         assert valid_id(value)
+
+    def test_what_nobody_sees_is_no_id(self) -> None:
+        for character in map(chr, range(sys.maxunicode + 1)):
+            category = unicodedata.category(character)
+            if category in UNSEEN:
+                assert not valid_id(character), ascii(character)
+            elif category != "Cn" and character not in "{}":
+                assert valid_id(character), ascii(character)
 
     @pytest.mark.parametrize("value", [*NO_IDS, "\ud800", b"a"])
     def test_no_valid_id(self, value: Any) -> None:

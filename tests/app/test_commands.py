@@ -36,7 +36,7 @@ class TestEntry:
     def test_types_are_those_of_the_schema_and_of_the_metrics(self) -> None:
         assert set(get_args(bodies.Type)) == set(commands.TYPES)
         assert COMMAND.values is not None
-        assert set(COMMAND.values) == {*commands.TYPES, commands.PLAYLIST, "unknown"}
+        assert set(COMMAND.values) == {*commands.TYPES, commands.PLAYLIST, commands.TOKEN, "unknown"}
 
 
 class TestBodies:

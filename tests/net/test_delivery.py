@@ -305,6 +305,7 @@ async def test_a_token_is_delivered_once_and_asks_for_no_ack(redis_url: str) -> 
         assert (answer.status, answer.body["delivered"]) == (200, True)
         assert await screen.event("token:refresh", 2) == {"token": "new"}
         assert books(redis_url).llen("vz:{d:lobby}:ledger") == 0
+        assert [node.counter("commands_total", "token", state) for state in ("queued", "sent", "acked")] == [2, 2, 2]
 
 
 async def test_acks_that_nobody_asked_for_are_read_past(redis_url: str) -> None:

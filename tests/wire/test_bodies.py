@@ -32,6 +32,10 @@ def test_unknown_fields_are_no_fault() -> None:
 
 def test_null_is_absent_where_a_field_may_be_absent() -> None:
     assert check(bodies.Command, {"type": "pause", "payload": None, "ttl": None}) == bodies.Command("pause")
+    assert check(bodies.Revocation, {"deviceId": "d", "reason": None, "jti": None}) == bodies.Revocation("d")
+    assert check(bodies.PushContent, {"deviceId": "d", "content": {}, "duration": None}).duration == 5
+    within = {"deviceId": "d", "command": {"type": "pause", "ttl": None, "payload": {"a": None}}, "more": None}
+    assert check(bodies.DeviceCommand, within).command.payload == {"a": None}
 
 
 @pytest.mark.parametrize("data", [None, [], 7, "x"])
@@ -50,6 +54,7 @@ def test_no_object(data: object) -> None:
         (bodies.DeviceCommand, {"deviceId": "a b", "command": COMMAND}, {"deviceId": ID_RULE}),
         (bodies.DeviceCommand, {"deviceId": "a\n", "command": COMMAND}, {"deviceId": ID_RULE}),
         (bodies.DeviceCommand, {"deviceId": "{a}", "command": COMMAND}, {"deviceId": ID_RULE}),
+        (bodies.DeviceCommand, {"deviceId": "a\u200b", "command": COMMAND}, {"deviceId": ID_RULE}),
         (bodies.DeviceCommand, {"deviceId": "x" * 129, "command": COMMAND}, {"deviceId": ID_RULE}),
         (bodies.Command, {"type": "explode"}, {"type": "invalid enum value 'explode'"}),
         (bodies.Command, {"type": "pause", "ttl": 0}, {"ttl": "expected int >= 1"}),

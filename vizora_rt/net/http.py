@@ -214,7 +214,8 @@ class Server:
 
     async def _health(self, request: Request, exchange: "Exchange") -> Response:
         latency, status = await asyncio.gather(self._redis_latency(), self._asked("status"))
-        workers = messages.loads(status)["workers"] if status is not None else []
+        service = messages.loads(status) if status is not None else {}
+        workers = service.get("workers", [])
         up = sum(worker["state"] == "ready" for worker in workers)
         whole = latency is not None and up >= self.config.workers
         word = "unhealthy" if self.gateway.draining else "healthy" if whole else "degraded"
@@ -222,7 +223,8 @@ class Server:
             "status": word,
             "service": SERVICE,
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "uptime": round(time.monotonic() - self._started, 3),
+            # The service's, not that of the worker which happens to answer: that one may have come with the last roll.
+            "uptime": service.get("uptime", round(time.monotonic() - self._started, 3)),
             "dependencies": {
                 "redis": {"status": "down" if latency is None else "up", "latencyMs": latency},
                 "workers": {

@@ -88,7 +88,21 @@ def check(schema: type[Any], data: Any) -> Any:
     except msgspec.ValidationError:
         if data.__class__ is not dict:
             return Invalid({"body": "expected an object"})
-        return Invalid(_problems(schema, data, ""))
+        given = _without_nulls(schema, data)
+        try:
+            return msgspec.convert(given, schema)
+        except msgspec.ValidationError:
+            return Invalid(_problems(schema, given, ""))
+
+
+def _without_nulls(schema: type[Struct], data: dict[str, Any]) -> dict[str, Any]:
+    """`null` is absent, also where a field has a value of its own when it is absent."""
+    given = {name: value for name, value in data.items() if value is not None}
+    for field in msgspec.structs.fields(schema):
+        value = given.get(field.encode_name)
+        if value.__class__ is dict and isinstance(field.type, type) and issubclass(field.type, Struct):
+            given[field.encode_name] = _without_nulls(field.type, value)
+    return given
 
 
 def _problems(schema: type[Struct], data: dict[str, Any], path: str) -> dict[str, str]:
@@ -96,7 +110,7 @@ def _problems(schema: type[Struct], data: dict[str, Any], path: str) -> dict[str
     for field in msgspec.structs.fields(schema):
         name = field.encode_name
         value = data.get(name)
-        if name not in data or (value is None and field.required):
+        if value is None:
             if field.required:
                 found[path + name] = "required"
         elif value.__class__ is dict and isinstance(field.type, type) and issubclass(field.type, Struct):

@@ -82,7 +82,13 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Text32 = Annotated[str, Meta(max_length=32)]
 Text64 = Annotated[str, Meta(max_length=64)]
 Text128 = Annotated[str, Meta(max_length=128)]
-ID_PATTERN: Final = r"\A[^\s{}\x00-\x1f\x7f-\x9f]{1,128}\Z"
+ID_PATTERN: Final = (
+    r"\A[^\s{}\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\ud800-\uf8ff\ufeff\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U00013438"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f\U000f0000-\U0010ffff]{1,128}\Z"
+)
+"""Without space, controls, what has no width (Unicode category Cf), surrogates and private use: two ids that look the
+same are the same. In tokens, bodies and paths alike."""
 Id = Annotated[str, Meta(pattern=ID_PATTERN)]
 ContentId = Annotated[str, Meta(min_length=1, max_length=128)]
 BOOT_PATTERN: Final = r"^[A-Za-z0-9._~+/=-]{1,64}\Z"
