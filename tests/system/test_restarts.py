@@ -236,8 +236,8 @@ async def come_back(
             )
             if number == signal.SIGKILL:
                 assert sent_away > 0
-            # After a kill nobody returns by arrangement: some of a large fleet are away for longer than an absence is.
-            assert offline == 0 or (number == signal.SIGKILL and count > 1000)
+            # On two cores, which the players share, a return of more takes longer than an absence may last.
+            assert offline == 0 or count > 10_000
 
 
 async def test_a_fleet_that_returns_at_once_is_taken_at_the_budget(tmp_path: Path) -> None:
@@ -245,7 +245,12 @@ async def test_a_fleet_that_returns_at_once_is_taken_at_the_budget(tmp_path: Pat
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_15000_return(tmp_path: Path, number: int) -> None:
-    """As many as the descriptors of one test process allow, with the patience of the reference player."""
-    await come_back(tmp_path, 15_000, 100, 1200, number, Timing(), 300.0, addresses=8)
+async def test_8000_return_after_a_stop(tmp_path: Path) -> None:
+    """With the patience of the reference player."""
+    await come_back(tmp_path, 8000, 100, 1200, signal.SIGTERM, Timing(), 300.0, addresses=8)
+
+
+@pytest.mark.soak
+async def test_15000_return_after_a_kill(tmp_path: Path) -> None:
+    """As many as the descriptors of one test process allow."""
+    await come_back(tmp_path, 15_000, 100, 1200, signal.SIGKILL, Timing(), 300.0, addresses=8)
