@@ -13,6 +13,10 @@ from vizora_rt.app.commands import MAX_PAYLOAD, MAX_WAITING, TYPES
 from vizora_rt.net import control_routes, orders
 
 
+def data_of(message: Any) -> Any:
+    return message["data"]
+
+
 def deep(levels: int) -> Any:
     value: Any = {}
     for _ in range(levels):
@@ -380,6 +384,28 @@ class TestDevices:
                 seen += [device["deviceId"] for device in page["devices"]]
                 offset = page["next"]
             assert sorted(seen) == [f"s{number}" for number in range(5)]
+
+    async def test_a_device_that_moves_is_no_longer_theirs(self, redis_url: str) -> None:
+        async with fleet(redis_url, 2) as (one, other):
+            await Screen.dial(one, "lobby")
+            wall = Screen(await dial(one.port, user_token()), acks=False)
+            await wall.answer("join:organization", {"organizationId": "acme"}, 1)
+            await Screen.dial(other, "lobby", organization="beta")
+            client = books(redis_url)
+            await until(lambda: client.zcard("vz:{o:acme}:devices") == 0)
+            await until(
+                lambda: any(told["status"] == "offline" for told in map(data_of, wall.messages("device:status")))
+            )
+            assert data_of(wall.messages("device:status")[-1])["reason"] == "moved"
+            # Another that moved while nothing was known of it any more is still listed.
+            client.zadd("vz:{o:acme}:devices", {"lobby": 1, "hall": 2})
+            page = (await call(one, "GET", "/organizations/acme/devices")).body
+            assert [device["deviceId"] for device in page["devices"]] == ["hall"]
+            answer = await call(
+                one, "POST", "/commands/broadcast", {"organizationId": "acme", "command": {"type": "reboot"}}
+            )
+            (command_id,) = answer.body["commandIds"]
+            assert list((await call(one, "GET", f"/commands/{command_id}")).body["devices"]) == ["hall"]
 
     @pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=x", "offset=-1", "limit=", "offset=99999999999"])
     async def test_what_is_no_page(self, redis_url: str, query: str) -> None:

@@ -32,6 +32,11 @@ class Changes:
         last_seen = max(device.last_heartbeat, device.connected // 1000, device.listed)
         self.tell(device.id, device.organization_id, device.status, device.since, last_seen, device.reason)
 
+    def moved(self, device: Device, left: str) -> None:
+        """A device is another organisation's now: those that it has left do not see it any more."""
+        now = time.time_ns() // 1_000_000
+        self.tell(device.id, left, "offline", now, now, "moved")
+
     def tell(self, device_id: str, organization_id: str, status: str, since: int, last_seen: int, reason: str) -> None:
         body = status_body(device_id, status, since, last_seen, reason, time.time_ns() // 1_000_000)
         bell = b'%b%b,"organizationId":%b}' % (STATUS, body, messages.dumps(organization_id))

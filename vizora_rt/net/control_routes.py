@@ -131,13 +131,18 @@ class Routes:
         return {name[2:]: value.split(" ")[0] for name, value in record.items() if name.startswith("d:")}
 
     async def _members(self, organization_id: str) -> list[str]:
-        (reply,) = await self._ask(resp.pack("ZREVRANGE", f"vz:{{o:{organization_id}}}:devices", 0, MOST_DEVICES))
-        if not reply:
+        _, rows = await self._ask(*devices.page(organization_id, 0, MOST_DEVICES + 1))
+        members = [
+            member.decode()
+            for member, status in zip(rows[::2], await self._ask(*devices.statuses(rows)), strict=True)
+            if devices.belongs(status, organization_id)
+        ]
+        if not members:
             raise RefusedError(errors.NOT_FOUND, details={"organizationId": "has no devices"})
-        if len(reply) > MOST_DEVICES:
+        if len(members) > MOST_DEVICES:
             why = f"has more than {MOST_DEVICES} devices: name them in deviceIds"
             raise RefusedError(errors.INVALID_BODY, details={"organizationId": why})
-        return [member.decode() for member in reply]
+        return members
 
     async def _expect_screenshot(
         self, device_id: str, payload: dict[str, Any], command_id: str, life: int
@@ -290,7 +295,7 @@ class Routes:
         if not total:
             raise RefusedError(errors.NOT_FOUND)
         replies = await self._ask(*devices.statuses(rows))
-        return Response(200, messages.dumps(devices.paged(total, rows, replies, offset)))
+        return Response(200, messages.dumps(devices.paged(call.argument, total, rows, replies, offset)))
 
     async def plays(self, call: Call) -> Response:
         found = await plays_of(self._store, call.argument, self._gateway.plays.partitions)

@@ -65,14 +65,20 @@ def statuses(rows: Replies) -> list[bytes]:
     return [resp.pack("GET", key(device_id.decode(), "status")) for device_id in rows[::2]]
 
 
-def paged(total: int, rows: Replies, replies: Replies, offset: int) -> dict[str, Any]:
-    """A page of devices; `next` is the offset of the one after it."""
+def paged(organization_id: str, total: int, rows: Replies, replies: Replies, offset: int) -> dict[str, Any]:
+    """A page of devices; `next` is the offset of the one after it. It is shorter by those that are another's by now."""
     found = []
     for device_id, seen, status in zip(rows[::2], rows[1::2], replies, strict=True):
-        described = _object(status) or {"status": "unknown"}
-        found.append({"deviceId": device_id.decode(), "lastSeen": int(float(seen)), **described})
-    end = offset + len(found)
-    return {"devices": found, "total": total, "next": end if end < total and found else None}
+        if belongs(status, organization_id):
+            described = _object(status) or {"status": "unknown"}
+            found.append({"deviceId": device_id.decode(), "lastSeen": int(float(seen)), **described})
+    end = offset + len(rows) // 2
+    return {"devices": found, "total": total, "next": end if end < total and rows else None}
+
+
+def belongs(status: bytes | None, organization_id: str) -> bool:
+    """Whether a device that an organisation lists is still its own: it may have come back with another's token."""
+    return (_object(status) or {}).get("organizationId") in (None, organization_id)
 
 
 def erase(device_id: str, organization_id: str, partitions: int) -> list[bytes]:
@@ -104,7 +110,7 @@ class Shell:
 
     def members(self, organization_id: str, offset: int, limit: int) -> dict[str, Any]:
         total, rows = self._ask(page(organization_id, offset, limit))
-        return paged(total, rows, self._ask(statuses(rows)) if rows else [], offset)
+        return paged(organization_id, total, rows, self._ask(statuses(rows)) if rows else [], offset)
 
     def show(self, device_id: str) -> dict[str, Any] | None:
         return shown(device_id, self._ask(show(device_id)))

@@ -83,6 +83,7 @@ class Gateway:
         self._presence.on_claim = self._tenants.expect
         self._presence.on_change = changes.changed
         self._presence.on_return = changes.returned
+        self._presence.on_moved = changes.moved
         self._sweeper = Sweeper(config, node, worker, self.state, store, wheel, self._presence, changes)
         rooms = Rooms()
         self._dashboards = Dashboards(rooms, store, self.bus, Sessions(self.state, store, wheel))

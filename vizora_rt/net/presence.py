@@ -239,6 +239,7 @@ class Presence:
         self.on_change: Callable[[Device], None] = lambda _: None
         """Told when the status of a device is another, and Redis has it."""
         self.on_return: Callable[[Device, int], None] = lambda *_: None
+        self.on_moved: Callable[[Device, str], None] = lambda *_: None
         """Told when a device is back that was offline since then."""
         self.trusted_until = inf
         """Until when (time of the loop) what this worker owned is its own. Others take a silent worker for dead."""
@@ -276,7 +277,7 @@ class Presence:
             if not isinstance(reply, list):
                 done(self._unchecked(connected, now))
             elif not reply[0]:
-                self._unlist(identity)
+                self._unlist(identity.organization_id, identity.id)
                 done(DEVICE_REVOKED)
             else:
                 epoch, since, last_heartbeat, commands, playlist, owner, status = reply
@@ -292,7 +293,7 @@ class Presence:
                 ttl = OFFLINE_TTL if status.startswith(b'{"status":"offline"') else self._ttl
                 self._store.eval("release", keys[:2], (epoch, owner, status, ttl))
                 if not status:
-                    self._unlist(identity)
+                    self._unlist(identity.organization_id, identity.id)
                 done(verdict)
 
         place = self._place(identity.organization_id)
@@ -329,6 +330,8 @@ class Presence:
         device.last_heartbeat = max(device.last_heartbeat, claim.last_heartbeat)
         device.listed = claim.connected // 1000
         before, since = _status(claim.before)
+        if claim.before and b'"organizationId":%b,' % messages.dumps(device.organization_id) not in claim.before:
+            self._moved(device, claim.before)
         device.status, device.reason = self._state.expected(device.organization_id)
         if device.status != claim.status:
             # What is known of its organisation came with the claim.
@@ -532,9 +535,20 @@ class Presence:
         key = f"vz:{{o:{organization_id}}}:devices"
         self._store.submit("zadd", resp.pack(b"ZADD", key, now, device_id), None)
 
-    def _unlist(self, identity: Identity) -> None:
-        """Take back what was listed with a claim that is refused."""
-        self._store.submit("other", resp.pack(b"ZREM", f"vz:{{o:{identity.organization_id}}}:devices", identity.id))
+    def _moved(self, device: Device, before: bytes) -> None:
+        """The device came with another organisation's token than the last time."""
+        try:
+            found = messages.loads(before)
+        except messages.JSONError:
+            return
+        left = found.get("organizationId") if isinstance(found, dict) else None
+        if isinstance(left, str) and left not in ("", device.organization_id):
+            self._unlist(left, device.id)
+            self.on_moved(device, left)
+
+    def _unlist(self, organization_id: str, device_id: str) -> None:
+        """Take back what was listed with a claim that is refused, or what is another organisation's now."""
+        self._store.submit("other", resp.pack(b"ZREM", f"vz:{{o:{organization_id}}}:devices", device_id))
 
     def _describe(self, device: Device) -> bytes:
         """The value of the status key: who has the device, then what it last said of itself, then since when."""
