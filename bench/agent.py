@@ -35,10 +35,14 @@ class Connects:
 
 @dataclass(slots=True)
 class Measured:
-    """All of one process. The last interval is that of the answers after the end. `plays` are (device, boot, acked)."""
+    """All of one process. The last interval is that of the answers after the end. `plays` are (device, boot, acked).
+
+    `busy` is the share of all the time, `busiest` that of one interval: 0 for who spins so as to be on time.
+    """
 
     intervals: list[Interval]
     busy: float
+    busiest: float
     waited: float
     plays: list[tuple[str, str, int]]
 
@@ -53,6 +57,7 @@ class Agent:
         self.recorder = Recorder()
         self.plays: list[tuple[str, str, int]] = []
         self.until = 0
+        self.spins = False
         self._pipe = pipe
         self._loop = asyncio.get_running_loop()
         self._going: asyncio.Future[tuple[int, int, int]] = self._loop.create_future()
@@ -101,7 +106,7 @@ class Agent:
     def finish(self) -> None:
         """Hand over what was measured."""
         self._intervals.append(self.recorder.take())
-        self._pipe.send(("done", Measured(self._intervals, self._busy, self._waited, self.plays)))
+        self._pipe.send(("done", Measured(self._intervals, self._busy, self._busiest, self._waited, self.plays)))
 
     # The machinery.
 
@@ -118,10 +123,13 @@ class Agent:
         await asyncio.sleep((since - perf_counter_ns()) / 1e9)
         self.recorder.lateness = Latencies()
         ran, waited, begun = time.process_time(), server.waited(), time.perf_counter()
-        turn = since
+        turn, self._busiest = since, 0.0
         while turn < self.until:
             turn = min(turn + step, self.until)
+            before, at = time.process_time(), time.perf_counter()
             await asyncio.sleep((turn - perf_counter_ns()) / 1e9)
+            busy = (time.process_time() - before) / max(1e-3, time.perf_counter() - at)
+            self._busiest = 0.0 if self.spins else max(self._busiest, busy)
             interval = self.recorder.take()
             self._intervals.append(interval)
             elapsed = time.perf_counter() - begun

@@ -39,7 +39,7 @@ class Pace(Protocol):
 class Connection(asyncio.Protocol):
     """One device."""
 
-    __slots__ = ("_buffer", "_engine", "_handshake", "_hello", "_sent", "_transport", "gone", "settled")
+    __slots__ = ("_buffer", "_engine", "_fd", "_handshake", "_hello", "_sent", "_transport", "gone", "settled")
 
     def __init__(self, engine: "Engine", handshake: Handshake, hello: bytes = b"") -> None:
         """`hello` is a Socket.IO client's CONNECT packet: it is settled when that is answered."""
@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         self._handshake: Handshake | None = handshake
         self._hello = hello
         self._transport: asyncio.Transport | None = None
+        self._fd = -1
         self._buffer = b""
         self._sent: deque[int] = deque()
         self.settled: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
@@ -62,7 +63,23 @@ class Connection(asyncio.Protocol):
             tally.sent += len(times)
         if self._transport is not None:
             self._sent += times
-            self._transport.write(frame)
+            self.write(frame)
+
+    def write(self, data: bytes) -> None:
+        """At once, as a device of its own does.
+
+        uvloop gathers what is written until it has read from all that are ready. To a server, messages that come
+        together cost less: one wake-up for many, a third of the CPU of a message when there is one in flight.
+        """
+        if self._transport is None:
+            return
+        if self._fd >= 0 and not self._transport.get_write_buffer_size():
+            try:
+                data = data[os.write(self._fd, data) :]
+            except OSError:  # the transport meets the same, and knows what to do
+                pass
+        if data:
+            self._transport.write(data)
 
     def leave(self) -> None:
         """End it from this side: no ending to be counted."""
@@ -75,6 +92,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert self._handshake is not None
         self._transport = cast(asyncio.Transport, transport)
+        if transport.get_extra_info("sslcontext") is None:
+            self._fd = transport.get_extra_info("socket").fileno()
         self._transport.write(self._handshake.request)
 
     def data_received(self, data: bytes) -> None:

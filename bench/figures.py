@@ -234,6 +234,7 @@ def generator(run: Measurement) -> schema.Generator:
     return schema.Generator(
         processes=len(run.measured),
         busy=schema.rounded(max(each.busy for each in run.measured)),
+        busiest=schema.rounded(max(each.busiest for each in run.measured)),
         waited=schema.rounded(max(each.waited for each in run.measured)),
         late=latency(late),
     )
@@ -246,7 +247,10 @@ def doubts(found: schema.Generator, options: Options) -> Iterator[str]:
     if not found.late.count:
         if found.busy > SATURATED:
             yield f"a load process was busy {found.busy:.0%} of the time: the gateway could have done more (--workers)"
-    elif found.late.p99 > options.late:
+        return
+    if found.busiest > SATURATED:
+        yield f"a load process was busy {found.busiest:.0%} of an interval: latencies are its own (--workers)"
+    if found.late.p99 > options.late:
         yield f"one message in a hundred left {found.late.p99 * 1e3:.2f} ms late or later"
 
 

@@ -42,10 +42,6 @@ class Link(Connection):
         super().__init__(engine, handshake)
         self._client = client
 
-    def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-
     def pause(self) -> None:
         """Read nothing any more."""
         if self._transport is not None:

@@ -188,7 +188,7 @@ def facts(result: schema.Scenario) -> str:
     generator = result.generator
     rows = {
         "load processes": str(generator.processes),
-        "load processes, busy": f"{generator.busy:.0%}",
+        "load processes, busy": f"{generator.busy:.0%}, at most {generator.busiest:.0%}",
         "load processes, waited for a core": f"{generator.waited:.1%}",
         "sent late, p99": seconds(generator.late.p99) if generator.late.count else "",
         **{name: "none" if value is None else f"{value:g}" for name, value in result.options.items()},

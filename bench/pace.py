@@ -17,6 +17,8 @@ from bench.histogram import Latencies
 SPIN_NS: Final = 2_000_000
 """The loop's timers have a grain of a millisecond: who wants to be on time spins when it is closer than this."""
 
+GRAIN_NS: Final = 1_000_000
+
 Action = Callable[[int], None]
 """Is told when it was due, in nanoseconds of `perf_counter_ns`."""
 
@@ -57,8 +59,8 @@ class Timetable:
                 record(now - due)
                 line.action(due)
             ahead = min(ahead, due - now)
-        if ahead > self._spin_ns:
-            self._loop.call_later((ahead - self._spin_ns) / 1e9, self._run)
+        if ahead > self._spin_ns or not self._spin_ns:
+            self._loop.call_later(max(ahead - self._spin_ns, GRAIN_NS) / 1e9, self._run)
         else:
             self._loop.call_soon(self._run)
 

@@ -93,10 +93,12 @@ class Timeline(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Generator(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The load processes: `busy` and `waited` are shares of the time of the one that was worst off."""
+    """The load processes: shares of the time of the one that was worst off; `busiest` is that of one interval, 0 for
+    those that spin so as to be on time."""
 
     processes: int
     busy: Share
+    busiest: Share
     waited: Share
     late: Latency
 

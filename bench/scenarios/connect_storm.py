@@ -1,6 +1,7 @@
 """`connect-storm`: all devices at once, at a fixed rate: what a connect costs, and what memory a connection keeps."""
 
 import asyncio
+from collections import deque
 from time import perf_counter_ns
 
 from bench.agent import Agent, Connects
@@ -16,7 +17,8 @@ WARM = 100
 
 async def load(agent: Agent) -> None:
     engine = Engine(agent.endpoint, ClosedLoop([b""], 0))
-    tally, tokens = agent.recorder.tally("connect"), iter(agent.job.tokens)
+    tally = agent.recorder.tally("connect")
+    waiting = deque(Connection(engine, Handshake(agent.endpoint, token)) for token in agent.job.tokens)
     agent.recorder.connections = lambda: tally.accepted - sum(engine.closed.values())
     warm = Engine(agent.endpoint, ClosedLoop([b""], 0))
     await warm.connect(agent.job.tokens[:WARM], agent.options.ramp, agent.progress)
@@ -33,11 +35,9 @@ async def load(agent: Agent) -> None:
             tally.refuse(due, perf_counter_ns(), ending.reason)
 
     def dial(due: int) -> None:
-        token = next(tokens, None)
-        if token is not None:
+        if waiting:
             tally.ask(due)
-            connection = Connection(engine, Handshake(agent.endpoint, token))
-            tasks.append(asyncio.get_running_loop().create_task(one(connection, due)))
+            tasks.append(asyncio.get_running_loop().create_task(one(waiting.popleft(), due)))
 
     await agent.ready(connects)
     await agent.began()

@@ -28,6 +28,7 @@ async def load(agent: Agent) -> None:
         if options.rate is None
         else OpenLoop(frames, options.rate * agent.job.share, lambda: agent.recorder.lateness)
     )
+    agent.spins = options.rate is not None
     engine = Engine(agent.endpoint, pace, agent.recorder.tally("heartbeat"))
     await agent.connected(engine)
     pace.start(engine)

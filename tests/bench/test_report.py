@@ -32,7 +32,7 @@ def measurement(seconds: int = 4) -> Measurement:
     intervals = [Interval({"heartbeat": turn}, Counter({"ended: silent": 1}), {20: 100}, 20) for _ in range(seconds)]
     last = Interval({"heartbeat": Taken(0, 1, Counter(), 1, {900_000: 1})}, Counter(), {}, 20)
     before = Look(5.0, {7: Process("worker 0", 0.0, 0.0, 40 * MIB, 20)}, (0.0, 0.0), (0.0, 0.0))
-    measured = [Measured([*intervals, last], 0.5, 0.01, []) for _ in range(2)]
+    measured = [Measured([*intervals, last], 0.5, 0.6, 0.01, []) for _ in range(2)]
     connects = [Connects(60, Counter(), {900: 60}), Connects(50, Counter({"timeout": 10}), {900: 50})]
     marks = [(2.0, "<worker> killed")]
     return Measurement(Options(devices=120, rate=200.0), False, 120, connects, measured, before, looks[0], looks, marks)
@@ -106,6 +106,8 @@ class TestFigures:
         assert [reason.split(" ")[3] for reason in figures.doubts(starved, run.options)] == ["waited"]
         late = list(figures.doubts(found, run.options.given(late=0.00001)))
         assert late == ["one message in a hundred left 0.02 ms late or later"]
+        crowded = list(figures.doubts(msgspec.structs.replace(found, busiest=0.98), run.options))
+        assert crowded == ["a load process was busy 98% of an interval: latencies are its own (--workers)"]
         closed = msgspec.structs.replace(starved, waited=0.0, late=figures.latency({}))
         assert "busy 99%" in next(figures.doubts(closed, run.options))
 
