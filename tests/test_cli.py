@@ -125,6 +125,26 @@ class TestCheckConfig:
         assert not any(secret in done.stdout for secret in (*SECRETS.values(), "opaque"))
         assert set(shown) == set(config.SECTIONS)
 
+    def test_it_notes_what_is_hardly_meant(self, tmp_path: Path) -> None:
+        def notes(**env: str) -> list[str]:
+            done = run(tmp_path, "check-config", env={"VIZORA_ENV": "production", **env})
+            assert (done.returncode, done.stderr) == (0, "")
+            return [line for line in done.stdout.splitlines() if line.startswith("# note: ")]
+
+        good = {"DEVICE_JWT_SECRET": "d" * 32, "JWT_SECRET": "u" * 32, "INTERNAL_API_SECRET": "k"}
+        assert notes(**good) == []
+        assert notes(**{**good, "INTERNAL_API_SECRET": ""}) == [
+            "# note: INTERNAL_API_SECRET is not set: the control API refuses every call with 401"
+        ]
+        short, same = notes(**{**good, "DEVICE_JWT_SECRET": "s", "JWT_SECRET": "s"})[1:]
+        assert short == "# note: auth.jwt_secret has 1 bytes: fewer than 32 can be guessed from one token"
+        assert "are the same" in same
+
+    @pytest.mark.parametrize("origin", ["dash.example", "https://*.example", "https://dash.example/app", "//dash"])
+    def test_an_origin_that_no_browser_sends_is_one_line(self, tmp_path: Path, origin: str) -> None:
+        line = refused(run(tmp_path, "check-config", env={**SECRETS, "CORS_ORIGIN": origin}), 78)
+        assert f"{origin!r} is no origin" in line
+
     def test_what_it_prints_is_taken_again(self, tmp_path: Path) -> None:
         file = tmp_path / "printed.toml"
         file.write_text("\n".join(cli.effective(Config())))

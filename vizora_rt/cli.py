@@ -162,6 +162,8 @@ def check_config(file: Path | None) -> None:
     settings = _load(file)
     for line in effective(settings):
         click.echo(line)
+    for doubt in config.doubts(settings):
+        click.echo(f"# note: {doubt}")
     if not settings.development:
         _usable(config.with_secrets(settings))
     if settings.redis.url:

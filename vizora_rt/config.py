@@ -188,6 +188,12 @@ LISTS = ("cors_origins", "trusted_proxies")
 
 DEVELOPMENT_SECRETS = ("device_jwt_secret", "jwt_secret", "internal_api_secret")
 
+HS256_BYTES = 32
+"""Of a secret, at least (RFC 7518 section 3.2)."""
+
+_ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/*\s]*/?")
+"""RFC 6454 section 7: scheme, host and port; nothing else is ever sent. Shells of players send `file://` and `null`."""
+
 NOT_KEYS = frozenset({"VIZORA_ENV", "VIZORA_STATE_DIR", "VIZORA_REQUIRE_TOOLS"})
 
 
@@ -242,6 +248,22 @@ def with_secrets(config: Config) -> Config:
     found = _development_secrets(Path(config.state_dir) / "secrets.json")
     own = {key: found[key] for key in DEVELOPMENT_SECRETS if not getattr(config.auth, key)}
     return msgspec.structs.replace(config, auth=msgspec.structs.replace(config.auth, **own))
+
+
+def doubts(config: Config) -> list[str]:
+    """What can be run, and is hardly meant."""
+    auth, found = config.auth, []
+    if not auth.internal_api_secret and not config.development:
+        found.append("INTERNAL_API_SECRET is not set: the control API refuses every call with 401")
+    if auth.algorithm == "HS256":
+        found += [
+            f"auth.{key} has {len(secret.encode())} bytes: fewer than {HS256_BYTES} can be guessed from one token"
+            for key in ("device_jwt_secret", "device_jwt_secret_previous", "jwt_secret", "jwt_secret_previous")
+            if 0 < len((secret := getattr(auth, key)).encode()) < HS256_BYTES
+        ]
+    if auth.jwt_secret and auth.jwt_secret == auth.device_jwt_secret:
+        found.append("DEVICE_JWT_SECRET and JWT_SECRET are the same: who can sign users' tokens can sign devices'")
+    return found
 
 
 def reloaded(running: Config, new: Config) -> tuple[Config, list[str]]:
@@ -386,6 +408,11 @@ def _check(config: Config) -> None:
             ipaddress.ip_network(proxy)
         except ValueError as error:
             raise ConfigError(f"server.trusted_proxies: {error}") from None
+    for origin in config.auth.cors_origins:
+        if _ORIGIN.fullmatch(origin) is None:
+            raise ConfigError(
+                f"auth.cors_origins: {origin!r} is no origin: expected one like https://dash.example, or *"
+            )
     if config.server.proxy_protocol and not config.server.trusted_proxies:
         raise ConfigError("server.proxy_protocol: whose? Name the proxies in server.trusted_proxies")
     if config.redis.url and not re.match(r"(rediss?|valkeys?|unix|rediss?\+(sentinel|cluster))://", config.redis.url):
