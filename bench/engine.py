@@ -68,8 +68,8 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """At once, as a device of its own does.
 
-        uvloop gathers what is written until it has read from all that are ready. To a server, messages that come
-        together cost less: one wake-up for many, a third of the CPU of a message when there is one in flight.
+        uvloop gathers what is written until it has read from all that are ready, and messages that come together cost a
+        server less: one wake-up for many.
         """
         if self._transport is None:
             return

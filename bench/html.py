@@ -81,7 +81,7 @@ def tiles(result: schema.Scenario) -> Iterator[str]:
         yield tile(f"{figures['cpu'] * 1e6:.1f}", "µs", "CPU a message")
     if "memory" in figures:
         number, _, unit = size(figures["memory"]).partition(" ")
-        yield tile(number, unit, "memory a connection")
+        yield tile(number, unit, "a connection")
     if "plays.lost" in figures:
         yield tile(f"{figures['plays.lost']:,.0f}", f"of {figures['plays.verified']:,.0f}", "acked plays lost")
 
