@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.net.peers import SECRETS, Wire, device_token, frame, text, upgrade
+from tests.net.peers import PATIENCE, SECRETS, Wire, device_token, frame, text, upgrade
 from tests.service import Service, until
 from tests.system.test_sentry import SABOTAGE
 
@@ -54,7 +54,7 @@ def attacks(number: int) -> list[bytes]:
         entered + frame(0x1, f'{{"event":"{token}'.encode()),
         entered + text(f"event-{number}{FORGERY}", {"token": token}) * 20,
         entered + text("heartbeat", {"currentContent": FORGERY, token: token}) * 20,
-        entered + text("heartbeat", [token], 1) * 20,
+        entered + text("heartbeat", [token], 1) * 250,
         entered
         + text(
             "content:error",
@@ -71,7 +71,7 @@ async def attack(port: int, data: bytes, reset: bool) -> None:
         wire = await Wire.open(port)
         await wire.send(data)
         try:
-            async with asyncio.timeout(0.2):
+            async with asyncio.timeout(PATIENCE):
                 await wire.reader.read(65536)
         except TimeoutError:
             pass

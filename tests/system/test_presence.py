@@ -316,9 +316,10 @@ async def come_back(services: Any, walls: list[Wall], redis_url: str, *counts: i
         for wire in wires:
             await wire.close()
     # The claim with what its script calls is 9, listing 1, telling dashboards and backends 2; half of them come to
-    # another worker than before and have its bell rung; a sweep that passes by looks at each once.
+    # another worker than before and have its bell rung. Each sweep that passes by looks at all of them: on a busy
+    # machine, where all takes longer, several do. What grows with the square would be far above.
     for count, operations_each in per_device.items():
-        assert 12 <= operations_each <= 14.5 + IDLE / count, count
+        assert 12 <= operations_each <= 20 + IDLE / count, count
 
 
 IDLE = 150
