@@ -742,6 +742,19 @@ class TestStoreFull:
         stack.push_async_callback(worker.stop)
         return worker, store, books
 
+    async def test_a_store_that_is_full(self, slow: tuple[Node, Embedded, Books]) -> None:
+        worker, _, books = slow
+        client = await dial_device(worker.port, "screen-1")
+        await client.heartbeat(uptime=1)
+        await books.when(lambda status: status.get("uptime") == 1)
+        books.client.config_set("maxmemory", "1")
+        assert (await client.heartbeat(uptime=2))["success"]
+        await until(lambda: worker.counter("heartbeat_errors_total", "store") == 1)
+        books.client.config_set("maxmemory", "0")
+        await client.heartbeat(uptime=3)
+        await books.when(lambda status: status.get("uptime") == 3)
+        assert worker.counter("heartbeat_errors_total", "store") == 1
+
     async def test_statuses(self, slow: tuple[Node, Embedded, Books]) -> None:
         worker, store, books = slow
         clients = [await dial_device(worker.port, f"screen-{number}") for number in range(10)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import time
@@ -491,6 +492,21 @@ class TestNotUsable:
         assert tell(own, ("REPLICAOF", "NO", "ONE")) == [b"OK"]
         await bench.again()
         assert await store.request("set", pack("SET", "k", "v")) == b"OK"
+
+    async def test_a_server_that_is_full_is_named_once_a_minute(
+        self, own: Embedded, make: Make, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        store = await make(own.url).start()
+        assert tell(own, ("CONFIG", "SET", "maxmemory", "1")) == [b"OK"]
+        for _ in range(3):
+            reply = await store.request("set", pack("SET", "k", "v"))
+            assert isinstance(reply, ReplyError)
+            assert reply.code == "OOM"
+        assert store.up
+        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+        (line,) = [line for line in lines if line["event"] == "redis takes no writes"]
+        assert line["level"] == "error"
+        assert line["reason"].startswith("OOM ")
 
     async def test_sent_elsewhere(self, own: Embedded, redis_url: str, make: Make) -> None:
         """Whoever learns that the master moved says so."""

@@ -84,6 +84,7 @@ class Gateway:
         self._presence.on_change = changes.changed
         self._presence.on_return = changes.returned
         self._presence.on_moved = changes.moved
+        self._presence.on_turned_down = self._heartbeat_turned_down
         self._sweeper = Sweeper(config, node, worker, self.state, store, wheel, self._presence, changes)
         rooms = Rooms()
         self._dashboards = Dashboards(rooms, store, self.bus, Sessions(self.state, store, wheel))
@@ -113,6 +114,10 @@ class Gateway:
         """Whether this worker ends: who comes in now is asked to come again."""
         self._retry_after_ms = FIRST_MS
         metrics.on_collect(self._recount)
+
+    def _heartbeat_turned_down(self) -> None:
+        self._metrics.counter("heartbeat_errors_total", "store").value += 1
+        report.issue("heartbeat failed", "store")
 
     @property
     def draining(self) -> bool:

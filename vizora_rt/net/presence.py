@@ -18,7 +18,7 @@ from vizora_rt.app.state import Device, State, Status
 from vizora_rt.config import Config
 from vizora_rt.errors import AUTH_INVALID, DEVICE_REVOKED, REVOKED, STORE_UNAVAILABLE, SUPERSEDED, Refusal
 from vizora_rt.net import sessions
-from vizora_rt.net.store import Store
+from vizora_rt.net.store import LOST, Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import messages, resp
 from vizora_rt.wire.resp import ReplyError
@@ -239,8 +239,11 @@ class Presence:
         self.on_change: Callable[[Device], None] = lambda _: None
         """Told when the status of a device is another, and Redis has it."""
         self.on_return: Callable[[Device, int], None] = lambda *_: None
-        self.on_moved: Callable[[Device, str], None] = lambda *_: None
         """Told when a device is back that was offline since then."""
+        self.on_moved: Callable[[Device, str], None] = lambda *_: None
+        """Told when a device is no longer of this organisation, but of another."""
+        self.on_turned_down: Callable[[], None] = lambda: None
+        """Told when Redis answered a device's state with an error. The device's next heartbeat brings it again."""
         self.trusted_until = inf
         """Until when (time of the loop) what this worker owned is its own. Others take a silent worker for dead."""
         self.on_distrust: Callable[[], None] = lambda: None
@@ -476,13 +479,14 @@ class Presence:
     def _write(self, due: list[Device]) -> None:
         now = time.time_ns() // 1_000_000
         submit, changed = self._store.submit, self._state.changed
+        turned_down = self._see_whether_taken
         for device in due:
             device.dirty = False
             if not device.owned or device.status == "offline":
                 continue
             key = _key(device.id.encode(), b"status")
             value = self._describe(device)
-            on_reply = partial(self._on_written, device) if device in changed else None
+            on_reply = partial(self._on_written, device) if device in changed else turned_down
             if not submit("set", resp.pack_set(key, value, self._ttl), on_reply):
                 self._state.touch(device)
                 continue
@@ -493,8 +497,14 @@ class Presence:
                 device.listed = now
                 self._list(device.organization_id, device.id, now)
 
+    def _see_whether_taken(self, reply: object) -> None:
+        # What was lost with the connection is written when Redis is back.
+        if reply.__class__ is ReplyError and reply is not LOST:
+            self.on_turned_down()
+
     def _on_written(self, device: Device, reply: object) -> None:
         """A status that is another is in Redis: who hears of it may look, whichever shard the doorbell is on."""
+        self._see_whether_taken(reply)
         if isinstance(reply, ReplyError):
             self._state.touch(device)
         elif device in self._state.changed and not device.dirty:

@@ -35,6 +35,12 @@ cluster that serves nobody."""
 NOT_SERVED = "Hash slot not served"
 """CLUSTERDOWN for one slot only: the server serves others."""
 
+FULL = frozenset({"OOM", "MISCONF", "NOREPLICAS", "NOPERM"})
+"""Errors of a server that answers and takes no writes: who keeps it must do something. Nothing is closed for them."""
+
+FULL_EVERY = 60.0
+"""Seconds between two lines about that: each write of thousands a second is turned down."""
+
 REDIRECTIONS = frozenset({"MOVED", "ASK", "TRYAGAIN"})
 """What a node of a cluster answers when the key is, or is about to be, another's: no error yet, `cluster` follows."""
 
@@ -106,6 +112,7 @@ class Store:
         "_depth_gauge",
         "_full_bytes",
         "_full_commands",
+        "_full_told",
         "_gone",
         "_idle",
         "_link",
@@ -136,6 +143,7 @@ class Store:
         """Where it is, or was the last time."""
         self.up = False
         """All of it."""
+        self._full_told = -FULL_EVERY
         self.reason = "not connected yet"
         """Why it is not up, or was not the last time."""
         self.on_up: list[Callable[[], None]] = []
@@ -334,6 +342,12 @@ class Store:
             self.reason = reason
             log.warning("redis is not up", address=str(self.address), reason=reason)
 
+    def _turned_down(self, reply: ReplyError) -> None:
+        now = self._loop.time()
+        if now - self._full_told >= FULL_EVERY:
+            self._full_told = now
+            log.error("redis takes no writes", address=str(self.address), reason=f"{reply.code} {reply.message}")
+
     def _flush(self) -> None:
         if self._out and self._link is not None:
             data = b"".join(self._out)
@@ -357,6 +371,8 @@ class Store:
             operation, on_reply, at = waiting.popleft()
             if type(reply) is ReplyError:
                 operation.error.value += reply.code not in REDIRECTIONS
+                if reply.code in FULL:
+                    self._turned_down(reply)
                 if reply.code in NOT_USABLE and reply.message != NOT_SERVED:
                     drop = f"the server answered {reply.code}"
             else:
