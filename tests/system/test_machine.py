@@ -562,4 +562,4 @@ def test_some_nights(gateway: Gateway) -> None:
 
 @pytest.mark.soak
 def test_many_nights(gateway: Gateway) -> None:
-    play_on(gateway, 1500)
+    play_on(gateway, 600)
