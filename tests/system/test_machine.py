@@ -557,7 +557,7 @@ def play_on(gateway: Gateway, steps: int) -> None:
 
 
 def test_some_nights(gateway: Gateway) -> None:
-    play_on(gateway, 80)
+    play_on(gateway, 60)
 
 
 @pytest.mark.soak
