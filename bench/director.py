@@ -55,20 +55,25 @@ class Director:
         if not self.target.key:
             self.notes.append("plays were not verified: the key of the control API is not known (--api-key-env)")
             return
-        lost, waiting = 0, list(self.plays)
+        lost, checked, waiting = 0, 0, list(self.plays)
 
         async def ask() -> None:
-            nonlocal lost
+            nonlocal lost, checked
             connection = web.Connection(self.target.endpoint, self.target.key)
             await connection.connect()
             while waiting:
                 device, boot, acked = waiting.pop()
                 found = await web.ask_json(connection, f"/devices/{device}/plays")
-                boots = {each["boot"]: each for each in found.get("boots", ())}
+                if "boots" not in found:
+                    self.notes.append(f"plays of {device} could not be verified: {found.get('code')}")
+                    continue
+                checked += acked
+                boots = {each["boot"]: each for each in found["boots"]}
                 known = boots.get(boot, {"newest": 0, "missing": 0, "lost": 0})
                 lost += max(0, acked - known["newest"]) + known["missing"] + known["lost"]
             connection.close()
 
-        checked = sum(acked for _, _, acked in self.plays)
         await asyncio.gather(*(ask() for _ in range(ASKED_AT_ONCE)))
-        self.figures |= {"plays.verified": checked, "plays.lost": lost}
+        self.figures |= {"plays.verified": checked}
+        if checked == sum(acked for _, _, acked in self.plays):
+            self.figures["plays.lost"] = lost
