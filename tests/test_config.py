@@ -430,7 +430,15 @@ class TestAnything:
             loaded = config.load(None, environ)
         except ConfigError as error:
             assert str(error).startswith(
-                ("environment: ", "configuration", "server.", "limits.", "redis.url: ", "auth.refresh: ")
+                (
+                    "environment: ",
+                    "configuration",
+                    "server.",
+                    "limits.",
+                    "redis.url: ",
+                    "auth.refresh: ",
+                    "auth.cors_origins: ",
+                )
             )
         else:
             assert isinstance(loaded, Config)

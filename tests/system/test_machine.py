@@ -465,7 +465,8 @@ class Machine(RuleBasedStateMachine):
                 if self.calls:
                     await asyncio.wait(self.calls)
                 await order.give(self.gateway)
-        await quiet(lambda: all(order.over for order in self.orders), PATIENCE)
+        # Each ack that was lost holds the next command back for an ack timeout or two.
+        await quiet(lambda: all(order.over for order in self.orders), 8 * PATIENCE)
 
     async def drain(self, device: Device) -> None:
         """As players do: one batch at a time, anew when there is no answer."""
