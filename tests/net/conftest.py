@@ -1,16 +1,19 @@
 """What talks to Redis is tested on both loops: the service runs on uvloop, whose transports behave differently."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 import uvloop
 
+from tests.net.peers import Node
 from tests.net.proxy import Proxy
-from vizora_rt.net import dashboards
+from tests.net.workers import Books, Two
+from vizora_rt.net import dashboards, embedded
 from vizora_rt.net.embedded import Embedded
 from vizora_rt.net.link import Address
 
@@ -19,6 +22,7 @@ UVLOOP = (
     "test_admission.py",
     "test_bus.py",
     "test_changes.py",
+    "test_claims.py",
     "test_cluster.py",
     "test_connection.py",
     "test_dashboards.py",
@@ -26,8 +30,10 @@ UVLOOP = (
     "test_gateway.py",
     "test_greeting.py",
     "test_http.py",
+    "test_ownership.py",
     "test_presence.py",
     "test_sessions.py",
+    "test_statuses.py",
     "test_stores.py",
     "test_sweeper.py",
     "test_tenants.py",
@@ -59,6 +65,37 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
     """Whatever a test starts, ended in the reverse order."""
     async with AsyncExitStack() as stack:
         yield stack
+
+
+@pytest.fixture
+async def node(stack: AsyncExitStack, redis_url: str) -> Node:
+    worker = await Node(redis_url).start()
+    stack.push_async_callback(worker.stop)
+    return worker
+
+
+@pytest.fixture
+def two(stack: AsyncExitStack, redis_url: str) -> Two:
+    return Two(stack, redis_url)
+
+
+@pytest.fixture
+async def slow(stack: AsyncExitStack, tmp_path: Path) -> tuple[Node, Embedded, Books]:
+    """A worker whose queue to Redis is short, and a Redis of its own that a test may stop."""
+    store = embedded.start(tmp_path)
+    stack.callback(store.stop)
+    books = Books(store.url)
+    stack.callback(books.client.close)
+    worker = await Node(store.url, redis={"pending_commands": 4}).start()
+    stack.push_async_callback(worker.stop)
+    return worker, store, books
+
+
+@pytest.fixture
+def books(redis_url: str) -> Iterator[Books]:
+    books = Books(redis_url)
+    yield books
+    books.client.close()
 
 
 @pytest.fixture

@@ -282,7 +282,7 @@ class TestLimits:
         node = await opened(limits={"handshakes_per_second": 1})
         await dial_device(node.port, "screen-1")
         monkeypatch.setattr(node.gateway._admission, "_verifier", None)
-        monkeypatch.setattr(node.gateway._admission, "_presence", None)
+        monkeypatch.setattr(node.gateway._admission, "_claims", None)
         assert (await refusal(node.port, device_token("screen-2")))[1]["code"] == "OVERLOADED"
 
     async def test_who_is_refused_for_a_rate_is_told_how_long(self, opened: Open) -> None:

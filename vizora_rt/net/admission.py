@@ -13,7 +13,7 @@ from vizora_rt.app.limits import Budget, Meter
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
-from vizora_rt.net.presence import Claim, Presence
+from vizora_rt.net.claims import Claim, Claims
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire.http import Request
 
@@ -29,12 +29,12 @@ RETRY_AFTER: Final = 5
 class Admission:
     """One worker's door."""
 
-    def __init__(self, config: Config, metrics: Metrics, wheel: Wheel, presence: Presence) -> None:
+    def __init__(self, config: Config, metrics: Metrics, wheel: Wheel, claims: Claims) -> None:
         limits = config.limits
         self.draining = False
         self._metrics = metrics
         self._wheel = wheel
-        self._presence = presence
+        self._claims = claims
         self._verifier = auth.Verifier(config.auth)
         self._origins = config.auth.cors_origins
         self._budget = Budget(limits.handshakes_per_second)
@@ -117,9 +117,9 @@ class Admission:
                 admitted(identity, claim)
 
         if identity.kind == "device":
-            self._presence.claim(identity, checked)
+            self._claims.claim(identity, checked)
         else:
-            self._presence.check_user(identity, checked)
+            self._claims.check_user(identity, checked)
 
     def left(self, address: str) -> None:
         """A connection that was admitted is gone."""

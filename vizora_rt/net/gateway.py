@@ -23,6 +23,7 @@ from vizora_rt.metrics import Metrics
 from vizora_rt.net.admission import Admission
 from vizora_rt.net.bus import Bus
 from vizora_rt.net.changes import Changes
+from vizora_rt.net.claims import Claim
 from vizora_rt.net.connection import Connection, Terms
 from vizora_rt.net.dashboards import Dashboards
 from vizora_rt.net.delivery import Deliveries
@@ -34,7 +35,7 @@ from vizora_rt.net.memory import Memory
 from vizora_rt.net.notices import Notices
 from vizora_rt.net.orders import Orders
 from vizora_rt.net.plays import Backlog, Partitions
-from vizora_rt.net.presence import Claim, Presence
+from vizora_rt.net.presence import Presence
 from vizora_rt.net.refresh import Refresher
 from vizora_rt.net.sessions import Sessions
 from vizora_rt.net.store import Store
@@ -79,16 +80,16 @@ class Gateway:
         self._tenants = Tenants(self.state, store, self.bus, self.notices, wheel, self._deliveries.look)
         self._doorbells = Doorbells(self.state, self._deliveries, self.notices, self.orders, self._tenants)
         changes = Changes(store, wheel, config.plays.max_events, config.presence.notify_after_seconds)
-        self._presence.on_renewed = self._doorbells.renewed
-        self._presence.on_claim = self._tenants.expect
-        self._presence.on_change = changes.changed
-        self._presence.on_return = changes.returned
+        self._presence.claims.on_claim = self._tenants.expect
+        self._presence.ownership.on_renewed = self._doorbells.renewed
+        self._presence.ownership.on_return = changes.returned
+        self._presence.statuses.on_change = changes.changed
+        self._presence.statuses.on_turned_down = self._heartbeat_turned_down
         self._presence.on_moved = changes.moved
-        self._presence.on_turned_down = self._heartbeat_turned_down
-        self._sweeper = Sweeper(config, node, worker, self.state, store, wheel, self._presence, changes)
+        self._sweeper = Sweeper(config, node, worker, self.state, store, wheel, self._presence.ownership, changes)
         rooms = Rooms()
         self._dashboards = Dashboards(rooms, store, self.bus, Sessions(self.state, store, wheel))
-        self._admission = Admission(config, metrics, wheel, self._presence)
+        self._admission = Admission(config, metrics, wheel, self._presence.claims)
         self.plays = Plays(config.plays)
         Partitions(config.plays, self.plays, store)
         if config.auth.refresh:
@@ -265,12 +266,12 @@ class Gateway:
     # Doorbells and figures
 
     def _on_dirty(self) -> None:
-        self._presence.on_dirty()
+        self._presence.statuses.on_dirty()
 
     def _on_doorbell(self, bell: dict[str, object]) -> None:
         device_id, epoch = bell.get("superseded"), bell.get("epoch")
         if isinstance(device_id, str) and isinstance(epoch, int):
-            self._presence.superseded(device_id, epoch)
+            self._presence.ownership.superseded(device_id, epoch)
         self._doorbells.hear(bell)
 
     def ring(self, node: str, worker: int, bell: dict[str, object]) -> None:

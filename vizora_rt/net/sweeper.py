@@ -4,7 +4,7 @@ Each worker renews its member of `vz:nodes`, and each looks whether the others d
 20 s, by the clock of the loop that watches it, is dead; wall clocks are set, and a worker whose renewal is an hour old
 after that is none the worse for it. Devices of the dead that nobody else has are marked offline, each by a
 script that compares the owner it read, so that a device which comes back at that moment stays online. A worker that was
-only stopped or cut off finds its lease on its devices over, and has them confirmed before it writes (`presence`).
+only stopped or cut off finds its lease on its devices over, and has them confirmed before it writes (`ownership`).
 
 A worker that is replaced has an heir of the same name, which renews for it: the heir looks after what it left behind.
 """
@@ -19,7 +19,8 @@ from vizora_rt import report
 from vizora_rt.app.state import State
 from vizora_rt.config import Config
 from vizora_rt.net.changes import Changes
-from vizora_rt.net.presence import LISTED_EVERY_MS, OFFLINE_TTL, ORGANIZATIONS, Presence
+from vizora_rt.net.ownership import Ownership
+from vizora_rt.net.statuses import LISTED_EVERY_MS, OFFLINE_TTL, ORGANIZATIONS
 from vizora_rt.net.store import LOST, Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import messages, resp
@@ -99,13 +100,13 @@ class Sweeper:
         state: State,
         store: Store,
         wheel: Wheel,
-        presence: Presence,
+        ownership: Ownership,
         changes: Changes,
     ) -> None:
         self._me = f"{node} {worker}"
         self._state = state
         self._store = store
-        self._presence = presence
+        self._ownership = ownership
         self._changes = changes
         self._loop = asyncio.get_running_loop()
         self._grace = config.presence.worker_lost_after_seconds
@@ -122,8 +123,8 @@ class Sweeper:
             store.script(name, source)
         store.on_up.append(self._on_up)
         store.on_down.append(self._on_down)
-        presence.on_distrust = self.renew
-        presence.trusted_until = self._loop.time() + self._grace
+        ownership.on_distrust = self.renew
+        ownership.trusted_until = self._loop.time() + self._grace
         wheel.add(self, self._every)
 
     def renew(self) -> None:
@@ -132,11 +133,11 @@ class Sweeper:
 
         def on_reply(reply: object) -> None:
             if isinstance(reply, list):
-                self._presence.trusted_until = until
+                self._ownership.trusted_until = until
                 self._look(dict(zip(reply[::2], reply[1::2], strict=True)))
 
         if not self._store.takes(NODES):
-            self._presence.trusted_until = until  # nobody can be told; and nobody can ask who is silent
+            self._ownership.trusted_until = until  # nobody can be told; and nobody can ask who is silent
         self._store.eval("live", (NODES,), (self._me,), on_reply)
 
     def _look(self, members: dict[bytes, bytes]) -> None:
