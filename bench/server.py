@@ -103,10 +103,11 @@ class Watch:
                 name = f"worker {sum(1 for known in self._names.values() if known.startswith('worker'))}"
             elif b"valkey" in command or b"redis-server" in command:
                 name = STORE
-            elif b"vizora" in command:
+            elif b"vizora" in command and pid in self._roots:
                 name = "supervisor"
             else:
-                # Not yet what it will become, or a server of another kind.
+                # Not yet what it will become (a child has its parent's command until it executes its own), or a server
+                # of another kind.
                 return command.partition(b"\0")[0].decode(errors="replace").rpartition("/")[2] or "server"
             self._names[pid] = name
             return name

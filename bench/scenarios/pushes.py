@@ -4,6 +4,7 @@ import asyncio
 from time import perf_counter_ns
 from typing import Any
 
+from bench import server
 from bench.agent import Agent
 from bench.director import Director
 from bench.fleet import Fleet
@@ -36,26 +37,44 @@ async def load_slow(agent: Agent) -> None:
 
 
 async def broadcast(director: Director) -> None:
-    """One command to all devices, then one notice to all dashboards, again and again until the time is over."""
-    rounds, slowest = 0, 0.0
+    """One command to all devices, then one notice to all dashboards, again and again until the time is over.
+
+    `command.cpu` is what the gateway used between a command's call and its answer, which waits for all acks, over those
+    who acked. Heartbeats that come meanwhile are in it.
+    """
+    watch = server.Watch(director.target.pids)
+    rounds, slowest, delivered, used = 0, 0.0, 0, 0.0
     while director.elapsed < director.options.seconds - 1:
         rounds += 1
         command: dict[str, Any] = {"type": "reload", "payload": {"sentAt": perf_counter_ns()}}
         calls: dict[str, Any] = {"deviceIds": director.devices[:MOST_DEVICES], "command": command}
-        slowest = max(slowest, await timed(director, "/commands/broadcast", calls))
+        before = cpu(watch)
+        seconds, answer = await timed(director, "/commands/broadcast", calls)
+        used += cpu(watch) - before
+        slowest = max(slowest, seconds)
+        delivered += answer.get("delivered", 0)
         notice = {"title": "bench", "sentAt": perf_counter_ns()}
         calls = {"organizationId": organization(0), "notification": notice}
         await timed(director, "/notifications/broadcast", calls)
         await asyncio.sleep(1.0)
     director.figures |= {"broadcast.rounds": rounds, "broadcast.all_acked": slowest}
+    if delivered and used:
+        director.figures["command.cpu"] = used / delivered
 
 
-async def timed(director: Director, path: str, body: dict[str, Any]) -> float:
+def cpu(watch: server.Watch) -> float:
+    """Seconds that the gateway's processes have used until now."""
+    watch.look()
+    return sum(watch.used())
+
+
+async def timed(director: Director, path: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """The seconds that a call took, and its answer."""
     begun = perf_counter_ns()
     status, answer = await director.call("POST", path, body)
     if status not in (200, 202):
         director.notes.append(f"POST {path}: {status} {answer}")
-    return (perf_counter_ns() - begun) / 1e9
+    return (perf_counter_ns() - begun) / 1e9, answer if isinstance(answer, dict) else {}
 
 
 async def flood(director: Director) -> None:
