@@ -5,7 +5,8 @@ from typing import cast
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from vizora_rt.app.auth import Identity
-from vizora_rt.app.dashboards import Rooms, Viewer, status_body
+from vizora_rt.app.dashboards import Rooms, status_body
+from vizora_rt.app.state import Peer
 
 NOW = 1_764_000_000_000
 WATCHERS = 20
@@ -24,7 +25,7 @@ def test_status_body(benchmark: BenchmarkFixture) -> None:
 
 def test_a_round_of_1000_changes(benchmark: BenchmarkFixture) -> None:
     rooms = Rooms()
-    watches = [rooms.enter(cast("Viewer", Screenless())) for _ in range(WATCHERS)]
+    watches = [rooms.enter(cast("Peer", Screenless())) for _ in range(WATCHERS)]
     bodies = [
         (f"lobby-{number}", status_body(f"lobby-{number}", "online", NOW, NOW, "", NOW)) for number in range(1000)
     ]

@@ -12,7 +12,7 @@ from typing import Any
 from vizora_rt.metrics import OTHER, REGISTRY
 
 OFFLINE_SECONDS = 3600.0
-"""A device that is offline this long loses its series (observability.md)."""
+"""A device that is offline this long loses its series."""
 ORPHAN_SECONDS = 60.0
 """A device whose process died is offline after this: 20 s to reconnect, a shipment every 15 s, and as much again."""
 MAX_WAITING = 100_000

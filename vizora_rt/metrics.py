@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONT
 from prometheus_client.utils import floatToGoString
 
 from vizora_rt import config
+from vizora_rt.app import commands, content_errors
 from vizora_rt.errors import CLOSES, HANDSHAKE_REFUSALS
 
 PREFIX = "vizora_realtime_"
@@ -68,27 +69,22 @@ RESULTS = ("ok", "refused", "failed")
 EVENT = Label("type", (
     "heartbeat", "content:impression", "content:impressions", "content:error", "playlist:request",
     "screenshot:response", "join:organization", "join:room", "leave:room", "ack", "error", UNKNOWN,
-), UNKNOWN)
-"""What clients send (protocol.md, "Client -> server"). `error` is what was no message at all."""
+))
+"""What clients send (docs/protocol.md, "From clients"). `error` is what was no message at all."""
 
 NOTICE = Label("kind", (
     "config", "playlist:update", "command", "token:refresh", "device:revoked", "tenant:suspended", "tenant:resumed",
     "device:status", "device:status:batch", "joined:organization", "notification:new", "screenshot:ready",
     "session:expired", "server:shutdown", "error", OTHER,
 ), OTHER)
-"""What the server sends (protocol.md, "Server -> client")."""
+"""What the server sends (docs/protocol.md, "To clients")."""
 
-COMMAND = Label("type", (
-    "reload", "restart", "update", "update_config", "clear_cache", "screenshot", "reboot", "skip_content", "pause",
-    "resume", "push_content", "disable", "enable", "clear_override", "playlist", "token", UNKNOWN,
-), UNKNOWN)
-"""Command types. `playlist` and `token` are the playlist update and the new token, which lie in the same ledger."""
+COMMAND = Label("type", (*commands.TYPES, commands.PLAYLIST, commands.TOKEN, UNKNOWN), UNKNOWN)
+"""The playlist update and the new token lie in the same ledger as commands."""
 COMMAND_STATES = ("queued", "sent", "acked", "failed", "expired")
 
 HEARTBEAT_ERRORS = ("invalid_payload", "rate_limited", "not_allowed", "store", "fault")
-CONTENT_ERROR = Label("error_type", (
-    "load_failed", "playback_error", "network_error", "decode_error", "timeout", UNKNOWN,
-), UNKNOWN)
+CONTENT_ERROR = Label("error_type", (*content_errors.TYPES, UNKNOWN))
 
 METHOD = Label("method", ("GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", OTHER), OTHER)
 PATH = Label("path", (
@@ -96,20 +92,19 @@ PATH = Label("path", (
     "/push/content", "/commands/broadcast", "/internal/command", "/commands/{commandId}", "/notifications/broadcast",
     "/internal/device-revoked", "/internal/tenant-entitlement", "/internal/token-refresh", "/devices/{id}",
     "/organizations/{id}/devices", "/devices/{id}/plays", "/screenshots/{requestId}", "/ws", "/socket.io/", "unmatched",
-), "unmatched")
+))
 """Route patterns, never paths: what no route takes is `unmatched`."""
 STATUSES = tuple(map(str, (
     200, 202, 204, 400, 401, 403, 404, 405, 408, 409, 413, 414, 426, 429, 431, 500, 503, 504, 505,
 )))
 
 OPERATION = Label("operation", (
-    "get", "set", "getex", "exists", "zadd", "expire", "eval_claim", "eval_release", "eval_offline", "eval_confirm",
+    "get", "set", "exists", "zadd", "expire", "eval_claim", "eval_release", "eval_offline", "eval_confirm",
     "eval_renew", "eval_look", "eval_settle", "eval_enqueue", "eval_replace", "eval_current", "eval_states",
     "eval_happened", "eval_idempotency", "eval_screenshot", "eval_play", "eval_content_error",
     "eval_event", "eval_backlog", "eval_listed", "eval_live", "eval_lease", "eval_bury", "eval_sweep",
-    "sadd", "sscan", "zscan", "zrange", "publish", "subscribe", "xadd", "script", "ping",
-    "info", "hello", OTHER,
-), OTHER)
+    "sadd", "sscan", "zscan", "zrange", "publish", "xadd", "ping", "info", OTHER,
+))
 
 LIMITS = (
     *config.Limits.__struct_fields__,
@@ -313,19 +308,15 @@ class Timer:
 class Metrics:
     """What one process counts. Children are made on first use and live as long as the process.
 
-    A value outside a closed set is a bug of ours and raises ValueError: map what peers sent with `event`, `method` and
-    their like. Capped labels map themselves to `other`.
+    A value outside a closed set is a bug of ours and raises ValueError: map what peers sent with `notice`,
+    `command` and `method`. Capped labels map themselves to `other`.
     """
 
     __slots__ = ("_admitted", "_callbacks", "_caps", "_cells", "_children", "_first", "_new", "_origins", "_timers")
 
-    event = staticmethod(EVENT.known)
     notice = staticmethod(NOTICE.known)
     command = staticmethod(COMMAND.known)
-    content_error = staticmethod(CONTENT_ERROR.known)
     method = staticmethod(METHOD.known)
-    path = staticmethod(PATH.known)
-    operation = staticmethod(OPERATION.known)
 
     def __init__(self, settings: config.Metrics, origins: tuple[Origin, ...] = ("worker",)) -> None:
         self._origins = origins

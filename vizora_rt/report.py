@@ -39,7 +39,7 @@ from vizora_rt.errors import ConfigError
 from vizora_rt.scrub import clean, tree
 
 PER_MINUTE: Final = 10
-"""Events of one kind: enough to see that it goes on, and an outage does not spend the quota (observability.md)."""
+"""Events of one kind: enough to see that it goes on, and an outage does not spend the quota."""
 MAX_KINDS: Final = 256
 """Kinds that are told apart in a minute. They come from code, a few dozen; a fault that makes more is one too many."""
 

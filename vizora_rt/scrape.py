@@ -19,7 +19,7 @@ from vizora_rt.net.channel import Message
 from vizora_rt.process import Process
 
 ANSWER_SECONDS = 0.25
-"""How long a scrape waits for workers; one that hangs must not make it late (observability.md)."""
+"""How long a scrape waits for workers; one that hangs must not make it late."""
 
 NICE = 5
 """Of the thread that renders: a quarter of a second for 20,000 devices, which on a busy core would be a worker's. Not

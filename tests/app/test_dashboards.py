@@ -14,18 +14,16 @@ from vizora_rt.app.dashboards import (
     PAGE,
     Room,
     Rooms,
-    Viewer,
     Watch,
     described,
-    iso,
     no_organization,
     own_room,
     status_body,
 )
 from vizora_rt.app.handlers import Outcome
-from vizora_rt.app.state import Device
+from vizora_rt.app.state import Device, Peer
 from vizora_rt.errors import FORBIDDEN, NOT_ALLOWED
-from vizora_rt.wire.messages import Invalid, JoinOrganization, JoinRoom, Repaired, validate
+from vizora_rt.wire.messages import Invalid, JoinOrganization, JoinRoom, Repaired, iso, validate
 
 NOW = 1_764_000_000_000
 NAMES = [f"lobby-{number}" for number in range(7)]
@@ -38,8 +36,8 @@ class Screenless:
         self.identity = Identity("dashboard", "ann", organization, "", 0, 0)
 
 
-def viewer(organization: str = "acme") -> Viewer:
-    return cast("Viewer", Screenless(organization))
+def viewer(organization: str = "acme") -> Peer:
+    return cast("Peer", Screenless(organization))
 
 
 def body(name: str, seq: int) -> bytes:
@@ -369,11 +367,3 @@ class TestDescribed:
     def test_it_moved_to_another_organization(self) -> None:
         """Its new organisation's business is not the old one's."""
         assert described("lobby-1", "globex", self.VALUE, NOW, NOW) is None
-
-
-@pytest.mark.parametrize(
-    ("ms", "text"),
-    [(0, "1970-01-01T00:00:00.000Z"), (NOW, "2025-11-24T16:00:00.000Z"), (NOW + 7, "2025-11-24T16:00:00.007Z")],
-)
-def test_iso(ms: int, text: str) -> None:
-    assert iso(ms) == text

@@ -417,7 +417,7 @@ class TestLimits:
             "reasons in `details` of a message": messages.MAX_DETAILS,
             "commands that wait for a device": commands.MAX_WAITING,
             "bytes of a command's message": commands.MAX_PAYLOAD,
-            "seconds of a command's life": commands.MAX_TTL,
+            "seconds of a command's life": bodies.MAX_TTL,
             "devices in a broadcast": control_routes.MOST_DEVICES,
             "devices on a page": devices.MOST_A_PAGE,
         }

@@ -28,7 +28,6 @@ from vizora_rt.wire.messages import (
     failure,
     json_struct,
     repair,
-    success,
     validate,
 )
 
@@ -263,11 +262,8 @@ class TestEncode:
         assert encode_ack(7, b'{"ok":true}') == b'{"event":"ack","id":7,"data":{"ok":true}}'
 
     def test_success(self) -> None:
-        body = success(b'{"duplicate":false}', NOON)
-        assert body == b'{"success":true,"data":{"duplicate":false},"timestamp":"2026-11-23T04:00:00.000Z"}'
-
-    def test_success_in_one_piece(self) -> None:
-        assert encode_success(7, b'{"commands":[]}', NOON) == encode_ack(7, success(b'{"commands":[]}', NOON))
+        body = b'{"success":true,"data":{"duplicate":false},"timestamp":"2026-11-23T04:00:00.000Z"}'
+        assert encode_success(7, b'{"duplicate":false}', NOON) == encode_ack(7, body)
 
     def test_failure(self) -> None:
         assert failure(INVALID_PAYLOAD, NOON, {"details": {"contentId": "required"}}) == (
@@ -543,3 +539,15 @@ def check(schema: type[Struct], data: Any) -> None:
         assert again == Repaired(result, 0, 0)
     assert type(result) is schema
     assert validate(schema, messages.loads(json_struct(result))) == result
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1_764_000_000_007, "2025-11-24T16:00:00.007Z"),
+        (messages.LAST_MS, "9999-12-31T23:59:59.999Z"),
+    ],
+)
+def test_iso(ms: int, text: str) -> None:
+    assert messages.iso(ms) == text

@@ -8,14 +8,11 @@ a delivery remembers an id and a count; the letter stays in Redis until the devi
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from vizora_rt.wire import messages
+from vizora_rt.wire import bodies, messages
 
-TYPES: Final = (
-    "reload", "restart", "update", "update_config", "clear_cache", "screenshot", "reboot", "skip_content", "pause",
-    "resume", "push_content", "disable", "enable", "clear_override",
-)  # fmt: skip
+TYPES: Final[tuple[str, ...]] = get_args(bodies.Type)
 PLAYLIST: Final = "playlist"
 """What a playlist is called where commands are called by their type."""
 TOKEN: Final = "token"  # noqa: S105
@@ -28,7 +25,6 @@ MAX_WAITING: Final = 1000
 MAX_PAYLOAD: Final = 65_536
 """Bytes of a command's payload: as much as a device may send."""
 DEFAULT_TTL: Final = 300
-MAX_TTL: Final = 30 * 86_400
 TOKEN_TTL: Final = 14 * 86_400
 """A token is replaced at the earliest 14 days before its end: it is of use that long."""
 KEPT_AFTER: Final = 86_400_000

@@ -11,7 +11,7 @@ from vizora_rt.app.state import Device
 from vizora_rt.wire import messages
 from vizora_rt.wire.messages import ContentError
 
-TYPES: Final = frozenset({"load_failed", "playback_error", "network_error", "decode_error", "timeout"})
+TYPES: Final = ("load_failed", "playback_error", "network_error", "decode_error", "timeout")
 UNKNOWN: Final = "unknown"
 
 MAX_CONTEXT: Final = 4096

@@ -5,15 +5,14 @@ it comes. So pages and changes may be interleaved in any way: the last that a da
 """
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from vizora_rt.app.handlers import Event, Outcome, Write
 from vizora_rt.app.state import Device, Peer
 from vizora_rt.errors import FORBIDDEN, NOT_ALLOWED
 from vizora_rt.wire import messages
-from vizora_rt.wire.messages import JoinOrganization, JoinRoom
+from vizora_rt.wire.messages import JoinOrganization, JoinRoom, iso
 
 PAGE: Final = 500
 
@@ -22,18 +21,8 @@ LISTED: Final = """
 return redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0
 """
 
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
 Status = tuple[int, bytes]
 """seq, the JSON of `device:status`"""
-
-
-class Viewer(Peer, Protocol):
-    """A dashboard's connection."""
-
-    @property
-    def stalled(self) -> bool:
-        """Whether it does not read what was sent already."""
 
 
 class Watch:
@@ -60,7 +49,7 @@ class Watch:
         "watching",
     )
 
-    def __init__(self, room: "Room", viewer: Viewer) -> None:
+    def __init__(self, room: "Room", viewer: Peer) -> None:
         self.room = room
         self.viewer = viewer
         self.arrival = 0.0
@@ -138,7 +127,7 @@ class Room:
         self.organization_id = organization_id
         self.on_readable = on_readable
         self.latest: dict[str, Status] = {}
-        self.watches: dict[Viewer, Watch] = {}
+        self.watches: dict[Peer, Watch] = {}
 
     def learn(self, device_id: str, seq: int, body: bytes) -> bool:
         """Remember a status unless a later one is known. Whether it is news; of the same seq, the body may be newer."""
@@ -174,7 +163,7 @@ class Rooms:
             "leave:room": Event(JoinRoom, own_room, self.leave_room),
         }
 
-    def enter(self, viewer: Viewer) -> Watch:
+    def enter(self, viewer: Peer) -> Watch:
         organization_id = viewer.identity.organization_id
         room = self.rooms.get(organization_id)
         if room is None:
@@ -239,11 +228,6 @@ def own_room(device: Device, payload: JoinRoom, now: int) -> Outcome:
 
 def no_organization(device: Device, payload: Any, now: int) -> Outcome:
     return Outcome(refusal=NOT_ALLOWED)
-
-
-def iso(ms: int) -> str:
-    """Milliseconds since the epoch as RFC 3339 text."""
-    return (EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def status_body(device_id: str, status: str, since: int, last_seen: int, reason: str, now: int) -> bytes:

@@ -13,11 +13,10 @@ from vizora_rt.app.handlers import Event, Outcome, Write
 from vizora_rt.app.play_script import DAY_MS, KEEP_DAYS
 from vizora_rt.app.state import Device
 from vizora_rt.errors import STORE_FULL, STORE_UNAVAILABLE
-from vizora_rt.wire.messages import MAX_PLAYS, Impression, Impressions, Phase, Play
+from vizora_rt.wire.messages import EPOCH, MAX_PLAYS, Impression, Impressions, Phase, Play
 
 Argument = bytes | str | int
 
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)
 
 _RUN = re.compile(rb"(\d):(\d+)")

@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from vizora_rt.app import events
-from vizora_rt.app.dashboards import iso, status_body
+from vizora_rt.app.dashboards import status_body
 from vizora_rt.app.state import Device
 from vizora_rt.net.bus import ORGANIZATION, STATUS
 from vizora_rt.net.store import Store
@@ -66,7 +66,7 @@ class Changes:
         return self._store.submit("get", resp.pack("GET", f"vz:{{d:{reminder.device_id}}}:status"), on_reply)
 
     def _notify(self, kind: str, device_id: str, organization_id: str, about: dict[str, object]) -> None:
-        now = iso(time.time_ns() // 1_000_000)
+        now = messages.iso(time.time_ns() // 1_000_000)
         notification = {"type": kind, "deviceId": device_id, **about, "timestamp": now}
         bell = {
             "notice": NOTIFICATION,

@@ -1,11 +1,10 @@
 """The calls of the control API, each a few lines between a checked body and the ledger, a key or a doorbell.
 
-Past 300 lines because protocol.md's table has nineteen routes.
+Past 300 lines because docs/protocol.md has nineteen routes.
 """
 
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from vizora_rt.net.orders import Tally
 from vizora_rt.net.plays import plays_of
 from vizora_rt.net.store import Store
 from vizora_rt.wire import bodies, messages, resp
+from vizora_rt.wire.messages import iso
 
 MOST_DEVICES: Final = 10_000
 SHOWN_FAILURES: Final = 100
@@ -366,8 +366,3 @@ def number(call: Call, name: str, default: int, least: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 11 and least <= int(text) <= most):
         raise RefusedError(errors.INVALID_BODY, details={name: f"expected a number from {least} to {most}"})
     return int(text)
-
-
-def iso(ms: int) -> str:
-    """RFC 3339 with milliseconds, as JavaScript writes it."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

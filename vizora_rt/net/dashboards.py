@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from vizora_rt import report
-from vizora_rt.app.dashboards import LISTED, Rooms, Watch, described, iso
+from vizora_rt.app.dashboards import LISTED, Rooms, Watch, described
 from vizora_rt.net.bus import Bus
 from vizora_rt.net.connection import Connection
 from vizora_rt.net.sessions import Sessions
@@ -212,7 +212,7 @@ class Dashboards:
             status = described(device_id, watch.room.organization_id, value, seen, now)
             if status is not None:
                 found.append((device_id, *status))
-        viewer.send("device:status:batch", watch.fill_page(found, iso(now)))
+        viewer.send("device:status:batch", watch.fill_page(found, messages.iso(now)))
         if watch.waiting is not None:
             self._joining.append(watch)
             return

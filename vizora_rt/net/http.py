@@ -10,7 +10,6 @@ import hmac
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from time import perf_counter_ns
 from typing import Any, Final, Protocol, cast
 from urllib.parse import unquote
@@ -222,7 +221,7 @@ class Server:
         body = {
             "status": word,
             "service": SERVICE,
-            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "timestamp": messages.iso(time.time_ns() // 1_000_000),
             # The service's, not that of the worker which happens to answer: that one may have come with the last roll.
             "uptime": service.get("uptime", round(time.monotonic() - self._started, 3)),
             "dependencies": {

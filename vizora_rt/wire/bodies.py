@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from vizora_rt.wire.messages import Id, Invalid, reason_of
 
 MAX_REASON = 256
+MAX_TTL = 30 * 86_400
 Reason = Annotated[str, Meta(max_length=MAX_REASON)]
 Version = Annotated[str, Meta(min_length=1, max_length=64)]
 Json = dict[str, Any]
@@ -30,7 +31,7 @@ class Command(Struct, rename="camel"):
     type: Type
     command_id: Id | None = None
     payload: Json | None = None
-    ttl: Annotated[int, Meta(ge=1, le=2_592_000)] | None = None
+    ttl: Annotated[int, Meta(ge=1, le=MAX_TTL)] | None = None
 
 
 class DeviceCommand(Struct, rename="camel"):

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import islice
 from types import UnionType
@@ -31,6 +31,7 @@ MAX_ID = 2**53
 MENDED = 16_384
 """The longest text in which broken characters are mended, which takes a millisecond. Events of players are shorter."""
 
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MS = 253_402_300_799_999
 """The end of the year 9999, the last that RFC 3339 can write."""
 
@@ -217,6 +218,11 @@ class Repaired:
     wrong_type: int
 
 
+def iso(ms: int) -> str:
+    """Milliseconds since the epoch as RFC 3339 text, as JavaScript writes it."""
+    return (EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def dumps(value: Any) -> bytes:
     """`value` as JSON."""
     return orjson.dumps(value)
@@ -263,11 +269,6 @@ def encode_ack(ack_id: int, body: bytes) -> bytes:
 def encode_success(ack_id: int, data: bytes, timestamp: bytes) -> bytes:
     """The native ack of a message that was taken, in one formatting: there is one per heartbeat."""
     return b'{"event":"ack","id":%d,"data":{"success":true,"data":%b,"timestamp":"%b"}}' % (ack_id, data, timestamp)
-
-
-def success(data: bytes, timestamp: bytes) -> bytes:
-    """The body of a positive ack; `data` is JSON already."""
-    return b'{"success":true,"data":%b,"timestamp":"%b"}' % (data, timestamp)
 
 
 def failure(refusal: Refusal, timestamp: bytes, extra: Mapping[str, Any] = {}) -> bytes:
