@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("worker",),
     ("process", "scrape", "supervisor"),
     ("ops", "ops.*"),
+    ("shell.*",),
     ("cli",),
     ("__main__",),
 )
@@ -31,6 +32,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SHARED_DEPENDENCIES = {
     # A third-party package is imported in one file; it can be replaced there. These have a reason for more.
     "msgspec": {"config", "wire.messages", "wire.bodies"},  # the places where outside data gets its schema
+    "click": {
+        "cli",
+        "shell.options",
+        "shell.service",
+        "shell.tokens",
+        "shell.readers",
+        "shell.devices",
+        "shell.operations",
+    },  # what is typed
 }
 
 IMPURE = frozenset(
@@ -48,6 +58,8 @@ CLOCKS = frozenset({"now", "utcnow", "today"})
 
 WITHOUT_TEST = {
     "__main__": "one call of cli.main, which tests/test_cli.py starts as a process",
+    "shell.options": "words of all commands, which the tests of each give",
+    "shell.readers": "parsing and calling: tests/net/test_readers.py starts its commands as processes",
 }
 
 WHOLE_SYSTEM = {

@@ -187,7 +187,7 @@ class Fold:
     held: dict[str, Entry] = field(default_factory=dict)
 
     def feed(self, entries: Iterable[Entry], now: int) -> Iterator[tuple[Record, list[Entry]]]:
-        """Direct and what they are made of. `now` is the time up to which all is read."""
+        """Lines and what they are made of. `now` is the time up to which all is read."""
         for entry in entries:
             play_id = entry.fields["play_id"]
             if entry.fields["phase"] == "start":
@@ -249,7 +249,7 @@ EVENTS: Final = Kind("events", ("id", "type", "deviceId", "organizationId", "at"
 
 
 class Output:
-    """Direct of a file or a pipe. After `flush` they are out of our hands; of a file, on the disk."""
+    """The lines of a file or a pipe. After `flush` they are out of our hands; of a file, on the disk."""
 
     def __init__(self, out: BinaryIO, columns: tuple[str, ...], form: Format) -> None:
         self._out = out
