@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +107,26 @@ class TestRevoked:
 class TestDashboards:
     @pytest.mark.parametrize(
         ("key", "value"),
-        [("revoked_token:j-1", "1"), ("user_revoked:ann", "1"), ("pwd_changed:ann", ""), ("pwd_changed:ann", "ms")],
+        [
+            ("revoked_token:j-1", "1"),
+            ("user_revoked:ann", "1"),
+            ("pwd_changed:ann", "seconds"),
+            ("pwd_changed:ann", "ms"),
+            ("pwd_changed:ann", "iso"),
+            ("pwd_changed:ann", "never"),
+        ],
     )
     async def test_refused(self, node: Node, books: Books, key: str, value: str) -> None:
         token = user_token(jti="j-1")
         client = await dial(node.port, token)
         await client.leave()
         changed = books.client.time()[0] + 10
-        books.client.set(key, {"": changed, "ms": changed * 1000}.get(value, value))
+        written = {"seconds": str(changed), "ms": str(changed * 1000), "iso": f"{datetime.fromtimestamp(changed, UTC)}"}
+        books.client.set(key, written.get(value, value))
         status, body = await refusal(node.port, token)
         assert (status, body["code"]) == (401, "AUTH_INVALID")
 
-    @pytest.mark.parametrize("value", ["1", "1000000000000", "never"])
+    @pytest.mark.parametrize("value", ["1", "1000000000000", "2026-01-01T00:00:00.000Z"])
     async def test_a_password_that_was_changed_before_the_token_was_made(
         self, node: Node, books: Books, value: str
     ) -> None:

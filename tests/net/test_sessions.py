@@ -2,11 +2,12 @@
 
 import time
 from contextlib import AsyncExitStack
+from math import inf
 from typing import Any
 
 import pytest
 
-from tests.net.peers import until
+from tests.net.peers import refusal, until, user_token
 from tests.net.watching import dashboard, node, silent
 from vizora_rt.net import sessions
 
@@ -21,6 +22,8 @@ class TestSessions:
             ("user_revoked:ann", "1", "revoked"),
             ("pwd_changed:ann", "33000000000", "password_changed"),
             ("pwd_changed:ann", "33000000000000", "password_changed"),
+            ("pwd_changed:ann", "2999-01-01T00:00:00.000Z", "password_changed"),
+            ("pwd_changed:ann", "yesterday", "password_changed"),
         ],
     )
     async def test_it_ends(
@@ -69,3 +72,49 @@ class TestSessions:
         await silent(ann)
         worker.store.up = True
         assert await ann.next("session:expired") == {"reason": "revoked"}
+
+
+class TestTimes:
+    """When a password was changed, in whatever way a service writes it."""
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"),
+        [
+            (None, 0),
+            (b"1795406400", 1795406400),
+            (b"1795406400.5", 1795406400.5),
+            (b"1795406400500", 1795406400.5),
+            (b"2026-11-23T04:00:00Z", 1795406400),
+            (b"2026-11-23T04:00:00.500Z", 1795406400.5),
+            (b"2026-11-23T05:00:00+01:00", 1795406400),
+            (b"2026-11-23T04:00:00", 1795406400),
+            (b"2026-11-23 04:00:00", 1795406400),
+            (b'"2026-11-23T04:00:00.000Z"', 1795406400),
+        ],
+    )
+    def test_it_is_read(self, value: object, seconds: float) -> None:
+        assert sessions._seconds(value) == seconds
+
+    @pytest.mark.parametrize("value", [b"", b"true", b"nan", b"inf", b"2026-11-23", b"\xff", b"Mon Nov 23 2026", b"{}"])
+    def test_what_cannot_be_read_is_later_than_any_session(self, value: bytes) -> None:
+        assert sessions._seconds(value) == inf
+
+    def test_the_log_says_so_once_a_minute(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sessions, "_told", -sessions.TOLD_EVERY)
+        for _ in range(3):
+            sessions._seconds(b"yesterday")
+        said = capfd.readouterr().err
+        assert said.count("cannot be read") == 1
+        assert "yesterday" not in said
+
+    async def test_the_session_that_came_with_the_new_password_holds(
+        self, stack: AsyncExitStack, redis_url: str, client: Any
+    ) -> None:
+        """The service behind wrote the time and made the token in one second, of which the token keeps no parts."""
+        worker = await node(stack, redis_url)
+        now = int(time.time())
+        client.set("pwd_changed:ann", str(now * 1000 + 999))
+        await silent(await dashboard(worker, iat=now))
+        assert (await refusal(worker.port, user_token(iat=now - 1)))[0] == 401
