@@ -160,6 +160,13 @@ class TestReconcile:
             True, False, False, True, False, False, True
         ]  # fmt: skip
 
+    def test_not_while_its_organisation_is_suspended(self) -> None:
+        room = self.room()
+        room.state.suspended["acme"] = "unpaid"
+        assert not self.told(room, {"contentVersion": "1"})
+        del room.state.suspended["acme"]
+        assert self.told(room, {"contentVersion": "1"}, NOW + 1)
+
     def test_what_needs_none_uses_no_turn(self) -> None:
         room = self.room()
         assert not self.told(room, {"contentVersion": "2"})
@@ -189,6 +196,20 @@ class TestPlaylistRequest:
         device, answer = self.ask({"lastKnownVersion": "2", "forceRefresh": refresh}, self.STORED)
         assert answer == {"playlist": None, "version": "2", "source": "push"}
         assert device.playlist_version == "2"
+
+    def test_a_suspended_organisation_gets_none(self) -> None:
+        room = Room()
+        event = room.handlers.table["playlist:request"]
+        asked = event.handler(room.device, validate(event.schema, {"forceRefresh": True}), NOW)
+        room.state.suspended["acme"] = "unpaid"
+        outcome = event.handler(room.device, validate(event.schema, {"forceRefresh": True}), NOW)
+        assert outcome.write is None
+        assert json.loads(outcome.reply) == {"playlist": None, "version": None, "source": "suspended"}
+        assert asked.write is not None
+        assert asked.write.then(self.STORED) == outcome  # it was suspended meanwhile
+        assert room.device.playlist_version is None
+        del room.state.suspended["acme"]
+        assert asked.write.then(self.STORED).reply == self.STORED[2]
 
     def test_there_is_none(self) -> None:
         device, answer = self.ask({"lastKnownVersion": "2"}, [None, None, None])

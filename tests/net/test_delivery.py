@@ -325,7 +325,16 @@ async def test_a_suspended_organisation_gets_nothing_until_it_is_resumed(redis_u
         assert (await command(one, "lobby")).status == 202
         late = await Screen.dial(one, "hall")
         assert await late.event("tenant:suspended") == {"reason": "unpaid"}
+        playlist = {"deviceId": "hall", "playlist": {"items": [1]}, "version": "v1"}
+        assert (await call(other, "POST", "/push/playlist", playlist)).status == 202
+        beat = await late.answer("heartbeat", {"contentVersion": "v0"}, 1)
+        assert beat["data"]["reconcileContent"] is False
+        asked = await late.answer("playlist:request", {"forceRefresh": True}, 2)
+        assert asked["data"] == {"playlist": None, "version": None, "source": "suspended"}
         await call(one, "POST", "/internal/tenant-entitlement", {**entitlement, "state": "resumed"})
         await screen.event("tenant:resumed")
         await screen.event("command")
+        assert (await late.event("playlist:update"))["version"] == "v1"
+        asked = await late.answer("playlist:request", {"forceRefresh": True}, 3)
+        assert asked["data"]["playlist"] == {"items": [1]}
         await late.event("tenant:resumed")

@@ -25,10 +25,10 @@ PICTURE = "iVBORw0KGgo" * 40
 SABOTAGE = """
 from vizora_rt.app import handlers
 
-def broken(device, payload, now):
+def broken(self, device, payload, now):
     raise LookupError('no playlist for bearer opaque-SECRET')
 
-handlers.playlist_request = broken
+handlers.Handlers.playlist_request = broken
 """
 """A fault of ours, in a process of its own: Python runs a `sitecustomize` that it finds before anything else."""
 

@@ -52,6 +52,9 @@ class Outcome:
     events: tuple[tuple[str, bytes], ...] = ()
 
 
+SUSPENDED: Final = Outcome(b'{"playlist":null,"version":null,"source":"suspended"}')
+"""No version: the device is not told that what it has is current. It asks again when it is told that it is over."""
+
 Handler = Callable[[Device, Any, int], Outcome]
 
 
@@ -79,7 +82,7 @@ class Handlers:
         self._reconcile = Outcome(messages.dumps(answer), messages.dumps({**answer, "degraded": True}))
         self.table: dict[str, Event] = {
             "heartbeat": Event(Heartbeat, self.heartbeat),
-            "playlist:request": Event(PlaylistRequest, playlist_request),
+            "playlist:request": Event(PlaylistRequest, self.playlist_request),
             "screenshot:response": Event(ScreenshotResponse, screenshot_response),
         }
 
@@ -98,26 +101,33 @@ class Handlers:
             self._state.report(device)
         version, stored = payload.content_version, device.playlist_version
         differs = version is not None and stored is not None and version != stored
-        if differs and not 0 <= now - device.reconciled < RECONCILE_EVERY_MS:
+        if differs and not 0 <= now - device.reconciled < RECONCILE_EVERY_MS and not self._suspended(device):
             device.reconciled = now
             return self._reconcile
         return self._taken
 
+    def playlist_request(self, device: Device, payload: PlaylistRequest, now: int) -> Outcome:
+        """What the device should play. It gets no playlist when it says that it has this one, nor while its
+        organisation is suspended, which may have changed by the time that the store has answered."""
 
-def playlist_request(device: Device, payload: PlaylistRequest, now: int) -> Outcome:
-    """What the device should play. It gets no playlist when it says that it has this one."""
+        def then(reply: list[bytes | None]) -> Outcome:
+            version, source, body = reply
+            if self._suspended(device):
+                return SUSPENDED
+            if version is None or body is None:
+                return Outcome(b'{"playlist":null,"version":null,"source":"none"}')
+            device.playlist_version = version.decode()
+            if payload.last_known_version == device.playlist_version and not payload.force_refresh:
+                answer = {"playlist": None, "version": device.playlist_version, "source": (source or b"").decode()}
+                return Outcome(messages.dumps(answer))
+            return Outcome(body)
 
-    def then(reply: list[bytes | None]) -> Outcome:
-        version, source, body = reply
-        if version is None or body is None:
-            return Outcome(b'{"playlist":null,"version":null,"source":"none"}')
-        device.playlist_version = version.decode()
-        if payload.last_known_version == device.playlist_version and not payload.force_refresh:
-            answer = {"playlist": None, "version": device.playlist_version, "source": (source or b"").decode()}
-            return Outcome(messages.dumps(answer))
-        return Outcome(body)
+        if self._suspended(device):
+            return SUSPENDED
+        return Outcome(write=Write("current", (commands.key(device.id, "playlist"),), (), then))
 
-    return Outcome(write=Write("current", (commands.key(device.id, "playlist"),), (), then))
+    def _suspended(self, device: Device) -> bool:
+        return device.organization_id in self._state.suspended
 
 
 def screenshot_response(device: Device, payload: ScreenshotResponse, now: int) -> Outcome:
