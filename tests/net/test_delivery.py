@@ -166,6 +166,47 @@ async def test_a_command_that_expires_is_not_delivered_and_the_next_one_is(redis
         assert found.body["devices"]["lobby"]["state"] == "expired"
 
 
+async def test_a_command_that_expires_without_an_ack_does_not_hold_up_the_next_one(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its screen is there, and patience has ten seconds."""
+    monkeypatch.setattr(orders, "ACK_SECONDS", 2.0)
+    async with fleet(redis_url, 1) as (node,):
+        screen = await Screen.dial(node, "lobby", acks=False)
+        asked = asyncio.get_running_loop().time()
+        reload, pause = await asyncio.gather(command(node, "lobby", "reload", ttl=1), command(node, "lobby", "pause"))
+        assert (reload.status, pause.status) == (200, 202)
+        assert reload.body.items() >= {"success": False, "delivered": False, "queued": False}.items()
+        assert reload.body["message"] == "expired before the device acked it"
+        second = await screen.message("command", 2)
+        assert asyncio.get_running_loop().time() - asked < commands.FIRST_PATIENCE
+        assert screen.commands() == [reload.body["commandId"], pause.body["commandId"]]
+        await screen.ack(screen.messages("command")[0])  # too late
+        await screen.ack(second)
+        await until(lambda: node.counter("commands_total", "pause", "acked"))
+        states = [node.counter("commands_total", "reload", state) for state in ("queued", "sent", "acked", "expired")]
+        assert states == [1, 1, 0, 1]
+        found = await call(node, "GET", f"/commands/{reload.body['commandId']}")
+        assert found.body["devices"]["lobby"]["state"] == "expired"
+
+
+async def test_after_long_patience_with_one_the_next_is_not_waited_for_as_long(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "FIRST_PATIENCE", 600.0)
+    monkeypatch.setattr(commands, "MOST_PATIENCE", 600.0)
+    monkeypatch.setattr(orders, "ACK_SECONDS", 0.1)
+    async with fleet(redis_url, 1) as (node,):
+        screen = await Screen.dial(node, "lobby", acks=False)
+        playlist = {"deviceId": "lobby", "playlist": {"a": 1}, "version": "v1"}
+        await call(node, "POST", "/push/playlist", playlist)
+        first = await screen.message("playlist:update")
+        monkeypatch.setattr(commands, "MOST_PATIENCE", 0.1)
+        await command(node, "lobby", "pause")
+        await screen.ack(first)
+        assert await screen.message("command", 1) == await screen.message("command", 2)
+
+
 async def test_backends_read_of_the_outcome(redis_url: str) -> None:
     async with fleet(redis_url, 1) as (node,):
         await Screen.dial(node, "lobby")
@@ -316,7 +357,10 @@ async def test_acks_that_nobody_asked_for_are_read_past(redis_url: str) -> None:
         assert (await client.heartbeat())["success"] is True
 
 
-async def test_a_suspended_organisation_gets_nothing_until_it_is_resumed(redis_url: str) -> None:
+async def test_a_suspended_organisation_gets_nothing_until_it_is_resumed(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders, "ACK_SECONDS", 0.1)
     async with fleet(redis_url, 2) as (one, other):
         screen = await Screen.dial(other, "lobby")
         entitlement = {"organizationId": "acme", "reason": "unpaid"}

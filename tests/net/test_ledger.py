@@ -90,6 +90,19 @@ class TestCommands:
         assert (await bench.settle(one)).next == two
         assert await bench.settle(two) == Found([], None, None)
 
+    async def test_what_is_taken_off_is_taken_off_once(self, bench: Bench) -> None:
+        """Who acks what has expired elsewhere, or acks twice, is told that it was not there any more."""
+        one, two = entry("1"), entry("2")
+        await bench.put(one)
+        await bench.put(two)
+        assert (await bench.settle(one)).taken
+        assert not (await bench.settle(one)).taken
+        assert (await bench.settle(two)).taken
+        assert not (await bench.settle(two)).taken
+        playlist = entry("p", 0, "playlist")
+        await bench.playlist(playlist, "v1")
+        assert (await bench.settle(playlist)).taken
+
     async def test_what_has_expired_is_dropped_and_told(self, bench: Bench) -> None:
         short, long = entry("1", 1000), entry("2", 5000)
         await bench.put(short)

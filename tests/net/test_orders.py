@@ -38,6 +38,7 @@ class TestTally:
         tally.done("c", "expired", "")
         assert tally.finished.is_set()
         assert (tally.delivered, tally.failures) == (1, {"b": "no disk", "c": "expired"})
+        assert tally.expired == 1
 
 
 class TestWaiting:

@@ -319,7 +319,9 @@ def outcome(tally: Tally, device_id: str, **more: object) -> Response:
     if tally.full:
         raise RefusedError(errors.LEDGER_FULL)
     error = tally.failures.get(device_id)
-    if error is not None:
+    if tally.expired:
+        message = "expired before the device acked it"
+    elif error is not None:
         message = f"the device could not: {error}" if error != "failed" else "the device could not"
     elif tally.sent:
         message = "sent to a device that does not ack"
@@ -327,7 +329,7 @@ def outcome(tally: Tally, device_id: str, **more: object) -> Response:
         message = "acked by the device" if tally.delivered else "waits for the device"
     answer = {
         "success": error is None,
-        "delivered": not tally.queued and not tally.sent,
+        "delivered": not (tally.queued or tally.sent or tally.expired),
         "queued": bool(tally.queued),
         "message": message,
         **more,

@@ -37,7 +37,7 @@ DEVICES_A_BELL: Final = 500
 class Courier:
     """One device's delivery. An entry of the timer wheel while an ack is awaited."""
 
-    __slots__ = ("ack_id", "armed", "deliveries", "delivery", "device", "due", "entry", "peer", "sent", "verdict")
+    __slots__ = ("ack_id", "deliveries", "delivery", "device", "due", "entry", "peer", "sent", "verdict", "wakes")
 
     def __init__(self, deliveries: "Deliveries", device: Device, peer: Peer) -> None:
         self.deliveries = deliveries
@@ -46,18 +46,26 @@ class Courier:
         self.peer = peer
         self.entry: Entry | None = None
         self.ack_id = 0
-        self.armed = False
-        self.due = 0.0
+        self.due = self.wakes = 0.0
         self.sent = 0
         self.verdict = ("acked", "")
 
+    def expect(self, wheel: Wheel, now: float, seconds: float) -> None:
+        """An ack is overdue in `seconds`."""
+        self.due = now + seconds
+        if not self.wakes or self.due < self.wakes:
+            self.wakes = self.due
+            wheel.add(self, seconds)
+
     def on_timer(self, now: float) -> float | None:
+        if not self.wakes or now < self.wakes:
+            return None  # an entry of an earlier end took over
+        self.wakes = 0.0
         if self.delivery.phase is Phase.AWAITING and self.deliveries.current(self):
             if now < self.due:
+                self.wakes = self.due
                 return self.due - now
-            self.armed = False
             self.deliveries.overdue(self)
-        self.armed = False
         return None
 
 
@@ -174,10 +182,10 @@ class Deliveries:
             return
         courier.sent = perf_counter_ns()
         patience = courier.delivery.patience
-        courier.due = self._loop.time() + patience
-        if not courier.armed:
-            courier.armed = True
-            self._wheel.add(courier, patience)
+        if entry.expires:
+            # What has expired must not hold up what is behind it.
+            patience = min(patience, max(0.0, (entry.expires + 1 - _now()) / 1000))
+        courier.expect(self._wheel, self._loop.time(), patience)
         if entry.type != commands.PLAYLIST:
             self._states.setdefault(entry.id, {})[f"d:{courier.device.id}"] = f"sent {_now()}"
             self._soon()
@@ -220,7 +228,8 @@ class Deliveries:
 
         def settled(found: Found | None) -> None:
             if found is not None:
-                self._over(device.id, device.organization_id, entry, state, error)
+                if found.taken:  # else it had expired elsewhere, or its ack came twice, and was counted there
+                    self._over(device.id, device.organization_id, entry, state, error)
                 if entry.type == "disable" and self.current(courier):
                     courier.peer.close(NORMAL)
             self._found(courier, found)

@@ -81,6 +81,12 @@ def belongs(status: bytes | None, organization_id: str) -> bool:
     return (_object(status) or {}).get("organizationId") in (None, organization_id)
 
 
+def organization_of(status: bytes | None) -> str:
+    """The organisation that a status names; "" when it names none."""
+    found = (_object(status) or {}).get("organizationId")
+    return found if isinstance(found, str) else ""
+
+
 def erase(device_id: str, organization_id: str, partitions: int) -> list[bytes]:
     """Delete all of a device. The first reply says how many keys there were."""
     commands = [resp.pack("DEL", *(key(device_id, name) for name in ERASED))]

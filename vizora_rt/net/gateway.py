@@ -29,6 +29,7 @@ from vizora_rt.net.dashboards import Dashboards
 from vizora_rt.net.delivery import Deliveries
 from vizora_rt.net.dispatch import Dispatcher
 from vizora_rt.net.doorbells import Doorbells
+from vizora_rt.net.expiry import Expiry
 from vizora_rt.net.greeting import Greeted
 from vizora_rt.net.ledger import Ledger
 from vizora_rt.net.memory import Memory
@@ -76,7 +77,8 @@ class Gateway:
         self.ledger = Ledger(store, config.plays.max_events)
         self._place = (node, worker)
         self._deliveries = Deliveries(metrics, wheel, self.ledger, self.state, self._tell)
-        self.orders = Orders(metrics, self.ledger, f"{node} {worker}", self.ring, self._deliveries.expired)
+        expiry = Expiry(store, self._deliveries.expired)
+        self.orders = Orders(metrics, self.ledger, f"{node} {worker}", self.ring, expiry)
         self._tenants = Tenants(self.state, store, self.bus, self.notices, wheel, self._deliveries.look)
         self._doorbells = Doorbells(self.state, self._deliveries, self.notices, self.orders, self._tenants)
         changes = Changes(store, wheel, config.plays.max_events, config.presence.notify_after_seconds)
@@ -86,7 +88,9 @@ class Gateway:
         self._presence.statuses.on_change = changes.changed
         self._presence.statuses.on_turned_down = self._heartbeat_turned_down
         self._presence.on_moved = changes.moved
-        self._sweeper = Sweeper(config, node, worker, self.state, store, wheel, self._presence.ownership, changes)
+        self._sweeper = Sweeper(
+            config, node, worker, self.state, store, wheel, self._presence.ownership, changes, expiry
+        )
         rooms = Rooms()
         self._dashboards = Dashboards(rooms, store, self.bus, Sessions(self.state, store, wheel))
         self._admission = Admission(config, metrics, wheel, self._presence.claims)

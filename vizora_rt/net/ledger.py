@@ -44,17 +44,19 @@ return {following(tonumber(ARGV[1]))}
 
 SETTLE = (
     """
--- KEYS ledger playlist; ARGV now type id: take off what was acked -> as LOOK
+-- KEYS ledger playlist; ARGV now type id: take off what was acked -> as LOOK, and whether it was there
 """
     + NEXT
     + """
+local taken = 1
 if ARGV[2] == 'playlist' then
   if redis.call('HGET', KEYS[2], 'id') == ARGV[3] then redis.call('HSET', KEYS[2], 'waiting', 0) end
 else
   local line = redis.call('LINDEX', KEYS[1], 0)
-  if line and string.match(line, '^%S+') == ARGV[3] then redis.call('LPOP', KEYS[1]) end
+  if line and string.match(line, '^%S+') == ARGV[3] then redis.call('LPOP', KEYS[1]) else taken = 0 end
 end
-return {following(tonumber(ARGV[1]))}
+local expired, playlist, head = following(tonumber(ARGV[1]))
+return {expired, playlist, head, taken}
 """
 )
 
@@ -188,11 +190,13 @@ EVENTS_A_WRITE: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a look found: entries that had expired, what is next, and the version of the current playlist."""
+    """What a look found: entries that had expired, what is next, and the version of the current playlist. `taken`:
+    whether a command that was to be taken off was still there."""
 
     expired: list[Entry]
     next: Entry | None
     version: str | None
+    taken: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,13 +268,13 @@ def command_key(command_id: str) -> str:
 def _found(reply: object) -> Found | None:
     if not isinstance(reply, list):
         return None
-    expired, playlist, line = reply
+    expired, playlist, line, *taken = reply
     version = playlist[0].decode() if playlist[0] is not None else None
     entry = parse_line(line) if line else None
     if len(playlist) > 2:
         _, _, entry_id, created, asker, body = playlist
         entry = Entry(entry_id.decode(), PLAYLIST, 0, int(created), asker.decode(), body)
-    return Found([parse_line(each) for each in expired], entry, version)
+    return Found([parse_line(each) for each in expired], entry, version, taken != [0])
 
 
 def _place(reply: object) -> Place | None:

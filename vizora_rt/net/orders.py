@@ -15,6 +15,7 @@ from vizora_rt.app import commands
 from vizora_rt.app.commands import Entry
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.delivery import DEVICES_A_BELL
+from vizora_rt.net.expiry import Expiry
 from vizora_rt.net.ledger import Ledger, Place
 
 ACK_SECONDS: Final = 4.0
@@ -22,13 +23,12 @@ ACK_SECONDS: Final = 4.0
 
 Ring = Callable[[str, int, dict[str, object]], None]
 Put = Callable[[str, Callable[[Place | None], None]], bool]
-OnExpired = Callable[[str, str, Entry], None]
 
 
 @dataclass(slots=True)
 class Tally:
     """What became of an entry, device by device. `sent` are those that do not say what they have received; `failures`
-    says why; `lost`: the store went away meanwhile."""
+    says why, `expired` counts those of them that had no ack in time; `lost`: the store went away meanwhile."""
 
     waiting: set[str]
     finished: asyncio.Event = field(default_factory=asyncio.Event)
@@ -36,6 +36,7 @@ class Tally:
     delivered: int = 0
     queued: int = 0
     sent: int = 0
+    expired: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     full: bool = False
     lost: bool = False
@@ -51,6 +52,7 @@ class Tally:
         elif state == "sent":
             self.sent += 1
         else:
+            self.expired += state == "expired"
             self.failures[device_id] = error or state
         if not self.waiting:
             self.finished.set()
@@ -59,12 +61,12 @@ class Tally:
 class Orders:
     """One worker's askers."""
 
-    def __init__(self, metrics: Metrics, ledger: Ledger, asker: str, ring: Ring, expired: OnExpired) -> None:
+    def __init__(self, metrics: Metrics, ledger: Ledger, asker: str, ring: Ring, expiry: Expiry) -> None:
         self.asker = asker
         self._metrics = metrics
         self._ledger = ledger
         self._ring = ring
-        self._expired = expired
+        self._expiry = expiry
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, list[Tally]] = {}
 
@@ -83,6 +85,7 @@ class Orders:
         record = [("type", entry.type), ("created", str(entry.created)), ("expires", str(entry.expires))]
         record += [("fingerprint", fingerprint), *((f"d:{device}", f"queued {entry.created}") for device in fresh)]
         recorded = self._ledger.states(entry.id, record, entry.expires + commands.KEPT_AFTER)
+        self._expiry.due(entry, fresh)
 
         def put(device: str, done: Callable[[Place | None], None]) -> bool:
             return recorded and self._ledger.enqueue(device, entry, line, known, done)
@@ -92,6 +95,7 @@ class Orders:
     async def token(self, device: str, entry: Entry, known: bool) -> Tally:
         """Have a device get a new token. It is `delivered` when it is written to the connection: nobody acks it."""
         line = entry.line()
+        self._expiry.due(entry, [device])
 
         def put(device: str, done: Callable[[Place | None], None]) -> bool:
             return self._ledger.enqueue(device, entry, line, known, done)
@@ -157,7 +161,7 @@ class Orders:
 
     def _placed(self, device: str, place: Place, entry: Entry, tally: Tally) -> None:
         for each in place.expired:
-            self._expired(device, "", each)
+            self._expiry.expired(device, "", each)
         tally.online += place.owner is not None
         kind = self._metrics.command(entry.type)
         if place.code < 0:

@@ -7,6 +7,7 @@ script that compares the owner it read, so that a device which comes back at tha
 only stopped or cut off finds its lease on its devices over, and has them confirmed before it writes (`ownership`).
 
 A worker that is replaced has an heir of the same name, which renews for it: the heir looks after what it left behind.
+While nobody is dead, the holder of the lease ends commands that are due (`expiry`).
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from vizora_rt import report
 from vizora_rt.app.state import State
 from vizora_rt.config import Config
 from vizora_rt.net.changes import Changes
+from vizora_rt.net.expiry import Expiry
 from vizora_rt.net.ownership import Ownership
 from vizora_rt.net.statuses import LISTED_EVERY_MS, OFFLINE_TTL, ORGANIZATIONS
 from vizora_rt.net.store import LOST, Store
@@ -102,12 +104,14 @@ class Sweeper:
         wheel: Wheel,
         ownership: Ownership,
         changes: Changes,
+        expiry: Expiry,
     ) -> None:
         self._me = f"{node} {worker}"
         self._state = state
         self._store = store
         self._ownership = ownership
         self._changes = changes
+        self._expiry = expiry
         self._loop = asyncio.get_running_loop()
         self._grace = config.presence.worker_lost_after_seconds
         self._absent_after = config.presence.offline_after_seconds
@@ -186,8 +190,9 @@ class Sweeper:
         self._up_since = inf
 
     def _on_lease(self, reply: object) -> None:
-        if reply == 1 and self._task is None and not self._stopped and (dead := self._dead()):
-            self._start(self._bury(dead))
+        if reply == 1 and self._task is None and not self._stopped:
+            dead = self._dead()
+            self._start(self._bury(dead) if dead else self._expiry.sweep())
 
     def _start(self, work: Any) -> None:
         self._task = self._loop.create_task(work)

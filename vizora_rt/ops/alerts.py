@@ -210,11 +210,12 @@ ALERTS = (
           "{{ $labels.instance }} has {{ $value | humanize }} connections, more than 85 % of its limit"),
 
     Alert("CommandsExpiring", "warning",
-          "One command in five expires unread, and at least ten did. A few always do: a screen is switched off.",
+          "One command in five expires unread, and over twenty did. A screen that is switched off and is sent one each "
+          "minute makes fifteen.",
           "15m",
           _by("job, type", 'increase(vizora_realtime_commands_total{state="expired"}[15m])') + " > 0.2 * "
           + _by("job, type", 'increase(vizora_realtime_commands_total{state="queued"}[15m])') + " and "
-          + _by("job, type", 'increase(vizora_realtime_commands_total{state="expired"}[15m])') + " > 10",
+          + _by("job, type", 'increase(vizora_realtime_commands_total{state="expired"}[15m])') + " > 20",
           "Commands expire before screens take them",
           "{{ printf `%.0f` $value }} commands {{ $labels.type }} expired in 15 minutes"),
 

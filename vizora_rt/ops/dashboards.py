@@ -115,7 +115,7 @@ FLEET = Dashboard(
         Row("Commands and playlists", (
             _graph("Commands", "ops", "By the state that they reached: queued, sent, acked, failed, expired.",
                    (_rate("commands_total", "state"), "{{state}}")),
-            _graph("Commands that did not arrive", "ops", "Failed on the screen, or expired before it came online.",
+            _graph("Commands that did not arrive", "ops", "Failed on the screen, or expired before it was acked.",
                    (_rate("commands_total", "type, state", 'state=~"failed|expired"'), "{{type}} {{state}}")),
             _graph("Time to ack", "s", "From the sent command to the screen's ack.",
                    (_quantile(0.5, "command_ack_duration_seconds"), "median"),
