@@ -268,8 +268,8 @@ class TestLimits:
     async def test_a_body_that_is_too_large(self, opened: Open, expects: dict[str, str]) -> None:
         node = await opened(limits={"body_bytes": 1000})
         wire = await Wire.open(node.port)
-        await wire.send(request("/nope", "POST", Content_Length="1001", **expects))
-        await self.refused(node, wire, 413, "CONTENT_TOO_LARGE", "body_bytes")
+        await wire.send(request("/status", "POST", Content_Length="1001", **expects))
+        await self.refused(node, wire, 413, "CONTENT_TOO_LARGE", "body_bytes", "POST", "/status")
 
     async def test_a_slow_request(self, opened: Open) -> None:
         node = await opened(limits={"handshake_seconds": SHORT})
@@ -277,6 +277,16 @@ class TestLimits:
         for byte in b"GET /ws HTTP/1.1\r\nHost: x":
             await wire.send(bytes((byte,)))
         await self.refused(node, wire, 408, "REQUEST_TIMEOUT", "handshake_seconds")
+
+    @pytest.mark.parametrize(
+        ("path", "pattern"),
+        [("/status?x", "/status"), ("/nope", "unmatched"), ("/ws", "/ws"), ("/socket.io/?EIO=4", "/socket.io/")],
+    )
+    async def test_a_slow_body(self, opened: Open, path: str, pattern: str) -> None:
+        node = await opened(limits={"handshake_seconds": SHORT})
+        wire = await Wire.open(node.port)
+        await wire.send(request(path, "POST", Content_Length="2") + b"x")
+        await self.refused(node, wire, 408, "REQUEST_TIMEOUT", "handshake_seconds", "POST", pattern)
 
     async def test_a_request_that_is_slow_although_the_first_was_not(self, opened: Open) -> None:
         node = await opened(limits={"handshake_seconds": SHORT})
@@ -342,37 +352,47 @@ class TestLimits:
         await until(lambda: node.http.exchanges == 0)
         await wire.close()
 
-    async def refused(self, node: Node, wire: Wire, status: int, code: str, limit: str) -> None:
+    async def refused(
+        self,
+        node: Node,
+        wire: Wire,
+        status: int,
+        code: str,
+        limit: str,
+        method: str = "other",
+        path: str = "unmatched",
+    ) -> None:
         found, fields, body = await wire.response()
         assert (found, fields["connection"], json.loads(body)["code"]) == (status, "close", code)
         assert await wire.ends() == b""
         assert limited(node, limit) == 1
-        assert (answered(node, "other", "unmatched", status), timed(node, "other", "unmatched")) == (1, 1)
+        assert (answered(node, method, path, status), timed(node, method, path)) == (1, 1)
         await wire.close()
         await until(lambda: node.http.exchanges == 0)
 
 
 @pytest.mark.parametrize(
-    ("data", "status"),
+    ("data", "status", "known"),
     [
-        (b"nonsense\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10, 400),  # TLS
-        (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n" + request("/metrics"), 400),
-        (b"GET /health HTTP/1.1\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
-        (b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405),
+        (b"nonsense\r\n\r\n", 400, False),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10, 400, False),  # TLS
+        (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n" + request("/metrics"), 400, False),
+        (b"GET /health HTTP/1.1\r\n\r\n", 400, True),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, True),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, False),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400, False),
+        (b"GET /health HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400, True),
+        (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405, False),
     ],
 )
-async def test_no_request(node: Node, wire: Wire, data: bytes, status: int) -> None:
+async def test_no_request(node: Node, wire: Wire, data: bytes, status: int, known: bool) -> None:
     await wire.send(data)
     found, fields, body = await wire.response()
     assert (found, fields["connection"]) == (status, "close")
     assert ("allow" in fields) is (status == 405)
     assert json.loads(body)["retryable"] is False
     assert await wire.ends() == b""
-    assert answered(node, "other", "unmatched", status) == 1
+    assert answered(node, *(("GET", "/health") if known else ("other", "unmatched")), status) == 1
 
 
 class TestHandshake:

@@ -260,6 +260,39 @@ def test_the_same_refusal_for_good() -> None:
     assert machine.feed(GOOD["get"][0]) is errors.BAD_REQUEST
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("no host", ("GET", "/")),
+        ("coding in 1.0", ("POST", "/p")),
+        ("length over", ("POST", "/p")),
+        ("chunk over", ("POST", "/p")),
+        ("chunk size word", ("POST", "/p")),
+        ("trailers over", ("POST", "/p")),
+        ("connect", None),
+        ("fields over", None),
+        ("target over", None),
+        ("2.0", None),
+        ("two lengths", None),
+        ("not HTTP", None),
+    ],
+)
+def test_what_is_known_of_what_is_refused(name: str, known: tuple[str, str] | None) -> None:
+    for pieces in ([BAD[name][0]], one_by_one(BAD[name][0])):
+        machine = parser()
+        assert any(machine.feed(piece) is BAD[name][1] for piece in pieces)
+        assert (machine.request and (machine.request.method, machine.request.path)) == known
+
+
+def test_what_is_known_while_the_body_is_awaited() -> None:
+    machine = parser()
+    seen = []
+    for piece in (b"POST /p HTTP/1.1\r\n", b"Host: h\r\nContent-Length: 1\r\n\r\n", b"x", b"GET"):
+        machine.feed(piece)
+        seen.append(machine.request and machine.request.path)
+    assert seen == [None, "/p", None, None]
+
+
 def test_pipelined() -> None:
     machine = parser()
     data = b"".join(GOOD[name][0] for name in ("get", "length", "chunked", "api prefix")) + UPGRADE + b"\x81\x00"

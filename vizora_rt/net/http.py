@@ -46,6 +46,8 @@ LIMITS: Final = {
 }
 """Which limit a request met that was refused before it was whole."""
 
+UNMATCHED: Final = "unmatched"
+
 HEALTH: Final = frozenset({"/health", "/health/live", "/health/ready"})
 """A 503 of these is an answer, and no error of ours."""
 
@@ -150,16 +152,21 @@ class Server:
         """Whether WebSocket is spoken there."""
         return request.path == "/ws"
 
+    def pattern(self, request: Request) -> str:
+        """The route that a request is for."""
+        if request.path in socketio.PATHS:
+            return "/socket.io/"
+        if request.path in self._routes or self.upgrades(request):
+            return request.path
+        first, *rest = segments(request)
+        return self._patterns.get((first, *rest[1:]), UNMATCHED) if rest and rest[0] else UNMATCHED
+
     def answer(self, request: Request, exchange: "Exchange") -> tuple[str, Answer]:
         """The route pattern and the answer."""
-        path = request.path
+        path = self.pattern(request)
         methods = self._routes.get(path)
         if methods is None:
-            first, *rest = segments(request)
-            path = self._patterns.get((first, *rest[1:]), "") if rest and rest[0] else ""
-            methods = self._routes.get(path)
-        if methods is None:
-            return "unmatched", refuse(errors.NOT_FOUND)
+            return path, refuse(errors.NOT_FOUND)
         route = methods.get("GET" if request.method == "HEAD" else request.method)
         if route is None:
             allowed = ", ".join((*methods, "HEAD") if "GET" in methods else methods)
@@ -418,8 +425,10 @@ class Exchange(asyncio.Protocol):
         return proxy.client_address(self.address, request.headers, proxies) if proxies else self.address
 
     def _reject(self, refusal: Refusal) -> None:
-        """Refuse what is no whole request."""
-        self._server.count("other", "unmatched", refusal.status, 0)
+        """Refuse what is no whole request. What its head says of it is known where that was whole."""
+        request = self._parser.request if self._parser is not None else None
+        method, path = (request.method, self._server.pattern(request)) if request is not None else ("other", UNMATCHED)
+        self._server.count(method, path, refusal.status, 0)
         if refusal in LIMITS:
             self._server.limited(LIMITS[refusal])
         self._leave(refusal)

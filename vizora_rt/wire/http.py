@@ -136,6 +136,11 @@ class RequestParser:
         self.interim = b""
 
     @property
+    def request(self) -> Request | None:
+        """The request whose head is whole and whose body is awaited, or was refused: what can be said of it."""
+        return self._request
+
+    @property
     def started(self) -> bool:
         """Whether part of a request has come: a timeout is answered, where an idle connection just ends."""
         return self._request is not None or bool(self._pending)
@@ -151,11 +156,11 @@ class RequestParser:
             outcome = self._content(self._request)
         if outcome is None:
             return None
-        rest = bytes(self._pending)
+        rest, request = bytes(self._pending), self._request
         self._pending.clear()
         self._reset()
         if isinstance(outcome, Refusal):
-            self._failed = outcome
+            self._failed, self._request = outcome, request
         else:
             self.rest = rest
         return outcome
@@ -195,7 +200,11 @@ class RequestParser:
 
     def _framing(self, request: Request) -> Refusal | None:
         """How long the body is (RFC 9112 section 6.3). What could be read in two ways is refused."""
+        self._request = request
         headers = request.headers
+        host = headers.get("host", "" if request.version == "1.0" else None)
+        if host is None or _HOST.fullmatch(host) is None:
+            return errors.BAD_REQUEST  # RFC 9112 section 3.2; of several there is ", " between, which no host has
         length, coding = headers.get("content-length"), headers.get("transfer-encoding")
         if coding is not None:
             if length is not None or request.version == "1.0" or coding.lower() != "chunked":
@@ -209,7 +218,6 @@ class RequestParser:
                 self._wanted = int(length)
                 if self._wanted > self._body_limit:
                     return errors.CONTENT_TOO_LARGE
-        self._request = request
         expects = request.version == "1.1" and headers.get("expect", "").lower() == "100-continue"
         if expects and not self._pending and (coding is not None or self._wanted):
             self.interim = CONTINUE  # RFC 9110 section 10.1.1: not when part of the body has come
@@ -287,9 +295,6 @@ def _request(lexer: httptools.HttpRequestParser, fields: _Fields, head: bytes) -
             headers[key] = text
         else:
             headers[key] += ("; " if key == "cookie" else ", ") + text
-    host = headers.get("host", "" if version == "1.0" else None)
-    if host is None or _HOST.fullmatch(host) is None:
-        return errors.BAD_REQUEST  # RFC 9112 section 3.2; of several there is ", " between, which no host has
     method, target = lexer.get_method().decode("latin-1"), fields.url.decode("latin-1")
     origin = _origin_form(method, target)
     if isinstance(origin, Refusal):
