@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import redis
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.net.peers import SECRETS, Json, Node, Wire, device_token, dial_device, frame, settles, text, until, upgrade
 from tests.service import Service
 from vizora_rt.net import embedded, http
+from vizora_rt.net import store as redis_store
 from vizora_rt.net.http import Response
 from vizora_rt.wire.proxy import SIGNATURE
 
@@ -746,6 +748,30 @@ class TestHealth:
         assert body["dependencies"]["redis"] == {"status": "down", "latencyMs": None}
         os.kill(store.pid, signal.SIGCONT)
         await wire.close()
+        store.stop()
+
+    async def test_with_a_redis_that_is_full(
+        self, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also while there is nothing to do: a worker says that it lives."""
+        store = embedded.start(tmp_path)
+        own = redis.Redis.from_url(store.url)
+        node = await opened(store.url, presence={"worker_lost_after_seconds": 0.4})
+        wire = await Wire.open(node.port)
+        own.config_set("maxmemory", 1)
+        await until(lambda: node.store.full)
+        status, body = await self.ask(wire, "/health")
+        assert (status, body["status"]) == (200, "degraded")
+        assert body["dependencies"]["redis"].pop("latencyMs") > 0
+        assert body["dependencies"]["redis"] == {"status": "degraded", "reason": "takes no writes: OOM"}
+        assert (await self.ask(wire, "/health/ready"))[0] == 200
+        own.config_set("maxmemory", 0)
+        monkeypatch.setattr(redis_store, "FULL_SECONDS", 0.5)
+        await until(lambda: not node.store.full)
+        _, body = await self.ask(wire, "/health")
+        assert (body["status"], body["dependencies"]["redis"].keys()) == ("healthy", {"status", "latencyMs"})
+        await wire.close()
+        own.close()
         store.stop()
 
     async def test_draining(self, node: Node, wire: Wire) -> None:

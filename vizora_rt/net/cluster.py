@@ -232,6 +232,10 @@ class Cluster(Store):
         self._runner = self._loop.create_task(self._run())
 
     @property
+    def full(self) -> str:
+        return next((shard.full for shard in self._served if shard.full), "")
+
+    @property
     def partly_up(self) -> bool:
         return self._announced and any(shard.up for shard in self._served)
 

@@ -220,10 +220,15 @@ class Server:
 
     async def _health(self, request: Request, exchange: "Exchange") -> Response:
         latency, status = await asyncio.gather(self._redis_latency(), self._asked("status"))
+        full = self._store.full if latency is not None else ""
+        redis: dict[str, object] = {"status": "down" if latency is None else "degraded" if full else "up"}
+        redis["latencyMs"] = latency
+        if full:
+            redis["reason"] = f"takes no writes: {full}"
         service = messages.loads(status) if status is not None else {}
         workers = service.get("workers", [])
         up = sum(worker["state"] == "ready" for worker in workers)
-        whole = latency is not None and up >= self.config.workers
+        whole = redis["status"] == "up" and up >= self.config.workers
         word = "unhealthy" if self.gateway.draining else "healthy" if whole else "degraded"
         body = {
             "status": word,
@@ -232,7 +237,7 @@ class Server:
             # The service's, not that of the worker which happens to answer: that one may have come with the last roll.
             "uptime": service.get("uptime", round(time.monotonic() - self._started, 3)),
             "dependencies": {
-                "redis": {"status": "down" if latency is None else "up", "latencyMs": latency},
+                "redis": redis,
                 "workers": {
                     "status": "up" if up >= self.config.workers else "degraded",
                     "up": up,

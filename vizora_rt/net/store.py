@@ -41,6 +41,10 @@ FULL = frozenset({"OOM", "MISCONF", "NOREPLICAS", "NOPERM"})
 FULL_EVERY = 60.0
 """Seconds between two lines about that: each write of thousands a second is turned down."""
 
+FULL_SECONDS = 15.0
+"""From the last write that was turned down until it counts as mended. Three times as long as the pause between two
+writes of a service that has nothing to do: a worker says every 5 s that it lives."""
+
 REDIRECTIONS = frozenset({"MOVED", "ASK", "TRYAGAIN"})
 """What a node of a cluster answers when the key is, or is about to be, another's: no error yet, `cluster` follows."""
 
@@ -110,9 +114,11 @@ class Store:
         "_closing",
         "_config",
         "_depth_gauge",
+        "_full_at",
         "_full_bytes",
         "_full_commands",
         "_full_told",
+        "_full_why",
         "_gone",
         "_idle",
         "_link",
@@ -143,7 +149,8 @@ class Store:
         """Where it is, or was the last time."""
         self.up = False
         """All of it."""
-        self._full_told = -FULL_EVERY
+        self._full_told = self._full_at = -FULL_EVERY
+        self._full_why = ""
         self.reason = "not connected yet"
         """Why it is not up, or was not the last time."""
         self.on_up: list[Callable[[], None]] = []
@@ -204,6 +211,11 @@ class Store:
         """`submit` for cold paths: the reply, a ReplyError, or LOST, also when the store is down or full."""
         future: asyncio.Future[object] = self._loop.create_future()
         return await future if self.submit(operation, packed, partial(_resolve, future)) else LOST
+
+    @property
+    def full(self) -> str:
+        """The error with which writes are turned down while reads are answered, "" when none was lately."""
+        return self._full_why if self._loop.time() - self._full_at < FULL_SECONDS else ""
 
     @property
     def partly_up(self) -> bool:
@@ -343,7 +355,8 @@ class Store:
             log.warning("redis is not up", address=str(self.address), reason=reason)
 
     def _turned_down(self, reply: ReplyError) -> None:
-        now = self._loop.time()
+        self._full_at = now = self._loop.time()
+        self._full_why = reply.code
         if now - self._full_told >= FULL_EVERY:
             self._full_told = now
             log.error("redis takes no writes", address=str(self.address), reason=f"{reply.code} {reply.message}")
