@@ -210,6 +210,7 @@ class Cluster(Store):
     )
 
     subscribe = "SSUBSCRIBE"
+    one_slot = True
 
     def __init__(self, config: Redis, where: Where, metrics: Metrics, *, name: str) -> None:
         super().__init__(config, where.seeds[0], metrics, name=name)

@@ -38,6 +38,7 @@ from vizora_rt.net.orders import Orders
 from vizora_rt.net.plays import Backlog, Partitions
 from vizora_rt.net.presence import Presence
 from vizora_rt.net.refresh import Refresher
+from vizora_rt.net.revocations import Revocations
 from vizora_rt.net.sessions import Sessions
 from vizora_rt.net.store import Store
 from vizora_rt.net.sweeper import Sweeper
@@ -81,6 +82,7 @@ class Gateway:
         self.orders = Orders(metrics, self.ledger, f"{node} {worker}", self.ring, expiry)
         self._tenants = Tenants(self.state, store, self.bus, self.notices, wheel, self._deliveries.look)
         self._doorbells = Doorbells(self.state, self._deliveries, self.notices, self.orders, self._tenants)
+        Revocations(self.state, store, wheel, self._doorbells.hear)
         changes = Changes(store, wheel, config.plays.max_events, config.presence.notify_after_seconds)
         self._presence.claims.on_claim = self._tenants.expect
         self._presence.ownership.on_renewed = self._doorbells.renewed

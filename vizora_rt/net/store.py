@@ -143,6 +143,8 @@ class Store:
 
     subscribe: str = "SUBSCRIBE"
     """The command that hears what `publish` sends."""
+    one_slot: bool = False
+    """Whether all keys of a command must be of one slot."""
 
     def __init__(self, config: Redis, url: str | Address, metrics: Metrics, *, name: str, gauges: bool = True) -> None:
         self.address = url if isinstance(url, Address) else Address.parse(url)
