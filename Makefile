@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 NODE := $(VENV)/node
-PEERS := socket.io-client@4.8.4 socket.io@4.8.4 ws@8.23.0 ioredis@6.0.0 prom-client@15.1.3
+PEERS := socket.io-client@4.8.4 socket.io-client-4.0@npm:socket.io-client@4.0.2 socket.io@4.8.4 ws@8.23.0 ioredis@6.0.0 prom-client@15.1.3
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTHON ?=
 ARGS ?=

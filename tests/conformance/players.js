@@ -1,6 +1,6 @@
 // Players and dashboards on the real socket.io-client, told what to do and telling what they see, in lines of JSON.
 //
-//   node players.js FOLDER      FOLDER/node_modules holds socket.io-client
+//   node players.js FOLDER [PACKAGE]      FOLDER/node_modules holds PACKAGE, which is socket.io-client
 //
 // in:   {"open": NAME, "url": URL, "options": {...}, "acks": true}   a new client; `options` are those of io()
 //       {"emit": NAME, "event": EVENT, "data": ..., "ack": true}     with `ack` its answer is told
@@ -11,7 +11,7 @@
 
 const path = require("path");
 const readline = require("readline");
-const { io } = require(path.resolve(process.argv[2], "node_modules", "socket.io-client"));
+const { io } = require(path.resolve(process.argv[2], "node_modules", process.argv[3] ?? "socket.io-client"));
 
 const sockets = new Map();
 

@@ -31,16 +31,19 @@ Record = dict[str, Any]
 ELECTRON = {"transports": ["websocket"], "reconnectionDelay": 1000, "reconnectionDelayMax": 5000}
 """The desktop player: it comes back for ever, after 1 to 5 s."""
 TV = {"transports": ["websocket"], "reconnectionDelay": 1000, "reconnectionDelayMax": 60000, "randomizationFactor": 0.5}
+CLIENT = "socket.io-client"
+OLD_CLIENT = "socket.io-client-4.0"
+"""The first of version 4. Up to 4.3 a CONNECT_ERROR did not keep a client away."""
 DASHBOARD = {"transports": ["websocket"], "withCredentials": True}
 
 
-def require() -> str:
+def require(package: str) -> str:
     """The path of node."""
     node = shutil.which("node")
     if node is None:
         reason = "node is missing: apt-get install nodejs npm"
-    elif not (FOLDER / "node_modules" / "socket.io-client").is_dir():
-        reason = "socket.io-client is missing: make peers"
+    elif not (FOLDER / "node_modules" / package).is_dir():
+        reason = f"{package} is missing: make peers"
     else:
         return node
     if os.environ.get("VIZORA_REQUIRE_TOOLS"):
@@ -51,10 +54,10 @@ def require() -> str:
 class Players:
     """One process, any number of clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, package: str = CLIENT) -> None:
         self.records: list[Record] = []
         self._process = subprocess.Popen(
-            [require(), str(SCRIPT), str(FOLDER)],
+            [require(package), str(SCRIPT), str(FOLDER), package],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -16,7 +16,7 @@ import socketio
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.conformance.players import DASHBOARD, ELECTRON, TV, Players, Record
+from tests.conformance.players import DASHBOARD, ELECTRON, OLD_CLIENT, TV, Players, Record
 from tests.net.peers import DEVICE_SECRET, USER_SECRET, device_token, user_token
 from tests.service import PATIENCE, Service, until
 
@@ -222,6 +222,18 @@ class TestRefused:
         players.open("r3", service.port, DASHBOARD, cookie=user_token(), origin="https://elsewhere.example")
         error = players.wait("r3", "connect_error")
         assert (error["message"], error["data"]) == ("origin_denied", {"code": "ORIGIN_DENIED"})
+
+    def test_by_an_old_client(self, service: Service) -> None:
+        """It would come back each second after a CONNECT_ERROR alone."""
+        with Players(OLD_CLIENT) as players:
+            players.open("r4", service.port, ELECTRON, device_token("r4", exp=int(time.time()) - 60))
+            error = players.wait("r4", "connect_error")
+            assert (error["message"], error["data"]) == ("auth_expired", {"code": "AUTH_EXPIRED"})
+            gone = players.wait("r4", "disconnect")
+            assert (gone["reason"], gone["active"]) == ("io server disconnect", False)
+            players.open("r5", service.port, ELECTRON, device_token("r5"), capabilities=ACKS)
+            assert players.emit("r5", "heartbeat", {})["success"] is True
+            assert not players.of("r4", "attempt")
 
 
 class TestDashboard:

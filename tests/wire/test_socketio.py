@@ -6,11 +6,20 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from vizora_rt import errors
-from vizora_rt.errors import BAD_MESSAGE, BINARY_EVENT, CLOSES, HANDSHAKE_REFUSALS, UNKNOWN_NAMESPACE, Close, Refusal
+from vizora_rt.errors import (
+    BAD_MESSAGE,
+    BINARY_EVENT,
+    CLOSES,
+    HANDSHAKE_REFUSALS,
+    UNKNOWN_EVENT,
+    UNKNOWN_NAMESPACE,
+    Close,
+    Refusal,
+)
 from vizora_rt.wire import messages, socketio
 from vizora_rt.wire.messages import MAX_ID, Refused
 from vizora_rt.wire.socketio import MAX_NAMESPACE, MAX_PROBE, Hello, decode, decode_hello
@@ -26,6 +35,22 @@ SCHEMAS = {
 DIALECTS = (socketio.DIALECT, messages.NATIVE)
 
 
+def packets() -> st.SearchStrategy[str]:
+    """Events as clients write them, most with an ack id, in the few ways that JSON may be written."""
+    ids = st.one_of(
+        st.just(""),
+        st.integers(0, MAX_ID + 2).map(str),
+        st.integers(0, 10**30).map(str),
+        st.text("0123456789", max_size=18),
+    )
+    leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(st.characters())
+    values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+    events = st.sampled_from(["heartbeat", "a", "", "content:impression"]) | values
+    arguments = st.lists(values, max_size=3).flatmap(lambda rest: events.map(lambda event: [event, *rest]))
+    written = st.builds(json.dumps, arguments, ensure_ascii=st.booleans(), indent=st.none() | st.just(1))
+    return st.builds(lambda ack_id, text: f"42{ack_id}{text}", ids, written)
+
+
 class TestHandshake:
     @pytest.mark.parametrize(
         ("version", "transport", "session", "upgrade", "code"),
@@ -38,6 +63,7 @@ class TestHandshake:
             ("3", "websocket", None, True, 5),
             (None, "websocket", None, True, 5),
             ("4", "websocket", "abc", True, 1),
+            ("4", "websocket", "", True, None),
             ("4", "websocket", None, False, 3),
         ],
     )
@@ -58,9 +84,9 @@ class TestHandshake:
         assert socketio.connected("s2") == b'40{"sid":"s2"}'
 
     @pytest.mark.parametrize("refusal", [each for each in HANDSHAKE_REFUSALS if not each.retryable])
-    def test_connect_error(self, refusal: Refusal) -> None:
-        packet = socketio.connect_error(refusal)
-        assert packet[:2] == b"44"
+    def test_refused(self, refusal: Refusal) -> None:
+        packet, last = socketio.refused(refusal)
+        assert (packet[:2], last) == (b"44", b"41")
         assert json.loads(packet[2:]) == {"message": refusal.message, "data": {"code": refusal.code}}
 
     @pytest.mark.parametrize(
@@ -70,6 +96,12 @@ class TestHandshake:
             ("40{}", Hello(None, False)),
             ("40null", Hello(None, False)),
             ('40{"token":null}', Hello(None, False)),
+            ('40{"token":""}', Hello(None, False)),
+            ("40/", Hello(None, False)),
+            ('40/,{"token":"t","capabilities":["deliveryAck"]}', Hello("t", True)),
+            (r'40{"token":"t","name":"cut \ud83d"}', Hello("t", False)),
+            (r'40{"token":"cut \ud83d"}', Hello("cut \ufffd", False)),
+            (r'40"\ud83d"', Hello("", False)),
             ('40{"token":"t"}', Hello("t", False)),
             ('40{"token":"t","capabilities":{"deliveryAck":true}}', Hello("t", True)),
             ('40{"token":"t","capabilities":["deliveryAck"]}', Hello("t", True)),
@@ -90,6 +122,7 @@ class TestHandshake:
         assert decode_hello("2") == b"3"
         assert decode_hello("1") is None
         assert decode_hello("40/admin,{}") == b'44/admin,{"message":"Invalid namespace"}'
+        assert decode_hello('40/?token=t,{"token":"t"}') is UNKNOWN_NAMESPACE
 
 
 class TestDecode:
@@ -104,6 +137,12 @@ class TestDecode:
             ('4207["a"]', ("a", 7, None)),
             (f'42{MAX_ID}["a"]', ("a", MAX_ID, None)),
             ('42 ["a"]', BAD_MESSAGE),
+            ('42/,7["a",1]', ("a", 7, 1)),
+            ('42/,["a",1]', ("a", None, 1)),
+            ('43/,7[{"ok":true}]', ("ack", 7, {"ok": True})),
+            ('42["ack",{"ok":true}]', UNKNOWN_EVENT),
+            ('427["ack",{"ok":true}]', Refused(UNKNOWN_EVENT, 7)),
+            ('427["ack"]', Refused(UNKNOWN_EVENT, 7)),
             ('42["caf\u00e9",{"x":"\U0001f600"}]', ("caf\u00e9", None, {"x": "\U0001f600"})),
             (r'425["a",{"x":"cut \ud83d"}]', ("a", 5, {"x": "cut \ufffd"})),
             ('437[{"ok":true}]', ("ack", 7, {"ok": True})),
@@ -143,6 +182,10 @@ class TestDecode:
         assert isinstance(decode(f"40{longest},"), bytes)
         assert decode(f"40{longest}x,") is UNKNOWN_NAMESPACE
         assert decode("40/a\nb,") is UNKNOWN_NAMESPACE
+        # To say of the root namespace that it is not there would end what is connected to it.
+        assert decode("40/") is decode("40/,{}") is BAD_MESSAGE
+        assert decode("40/?a=b,{}") is UNKNOWN_NAMESPACE
+        assert decode("41/,") is None
 
     @pytest.mark.parametrize(
         ("packet", "ack_id"),
@@ -162,6 +205,7 @@ class TestDecode:
         assert decode("3") == decode("6") == b""
         assert decode("2") == b"3"
         assert decode("2probe") == b"3probe"
+        assert decode("2a/,b") == b"3a/,b"
         assert decode("2" + "x" * 1000) == b"3" + b"x" * MAX_PROBE
 
     def test_goodbyes(self) -> None:
@@ -186,7 +230,29 @@ class TestDecode:
     )
     def test_what_a_client_says_is_what_is_heard(self, event: str, ack_id: int | None, data: Any) -> None:
         arguments = json.dumps([event, data] if data is not None else [event], ensure_ascii=False)
+        assume(event != "ack")
         assert decode(f"42{'' if ack_id is None else ack_id}{arguments}") == (event, ack_id, data)
+
+    @given(packets(), st.integers(0, 60), st.integers(0, 12), st.text('[]{}",:0123456789 \\ud8e-+.a\u0667', max_size=3))
+    @example('427["heartbeat",{"uptime":1}]', 0, 0, "")
+    @example('42007["a",1]', 0, 0, "")
+    @example(f'42{MAX_ID + 1}["a",1]', 0, 0, "")
+    @example('4299999999999999999999["a",1]', 0, 0, "")
+    @example("42" + "9" * 400 + '["a",1]', 0, 0, "")
+    @example('427["a",1],[2]', 0, 0, "")
+    @example('427["a",1,2]', 0, 0, "")
+    @example('427["a"]', 0, 0, "")
+    @example('427[["a"],1]', 0, 0, "")
+    @example('42\u0667["a",1]', 0, 0, "")
+    @example('427["a","' + "\\ud83d" + '"]', 0, 0, "")
+    @example('427["a",' + "[" * 1022 + "]" * 1023, 0, 0, "")
+    @example('427["a",' + "[" * 1023 + "]" * 1024, 0, 0, "")
+    def test_the_fewest_steps_lead_where_all_do(self, packet: str, at: int, length: int, instead: str) -> None:
+        """An event with an ack id and data is read in one go: never to another end than step by step."""
+        mutated = packet[:at] + instead + packet[at + length :] if length or instead else packet
+        for text in (packet, mutated, "42" + mutated[2:], "427" + mutated):
+            if text.startswith("42"):
+                assert decode(text) == socketio._event(text)
 
     @given(st.data())
     def test_a_mutated_packet_is_a_message_or_refused(self, data: st.DataObject) -> None:
@@ -223,7 +289,10 @@ class TestEncode:
         success = socketio.encode_success(7, b'{"a":1}', NOW)
         assert success == b'437[{"success":true,"data":{"a":1},"timestamp":"%b"}]' % NOW
 
-    @pytest.mark.parametrize("cause", CLOSES, ids=lambda cause: cause.name)
+    def test_who_leaves_is_told_nothing(self) -> None:
+        assert socketio.goodbye(errors.NORMAL) == ()
+
+    @pytest.mark.parametrize("cause", CLOSES[1:], ids=lambda cause: cause.name)
     def test_goodbye(self, cause: Close) -> None:
         error, *rest = socketio.goodbye(cause)
         assert error[:2] == b"42"

@@ -104,6 +104,8 @@ class Greeting(asyncio.Protocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._session.closed_by is errors.TOO_BIG:
+            self._lobby.limited("header_bytes")
         self._leave()
 
     def on_timer(self, now: float) -> float | None:
@@ -152,7 +154,8 @@ class Greeting(asyncio.Protocol):
         elif outcome.retryable:
             self._end(CLOSES.get(outcome, errors.OVERLOADED_CLOSE))
         else:
-            self._session.send(socketio.connect_error(outcome))
+            for packet in socketio.refused(outcome):
+                self._session.send(packet)
             self._end(errors.NORMAL)
 
     def _end(self, cause: Close) -> None:

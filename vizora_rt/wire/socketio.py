@@ -7,7 +7,7 @@ is answered and changes nothing: shipped clients take the end of a connection fo
 
 from typing import Any, Final, NamedTuple
 
-from vizora_rt.errors import BAD_MESSAGE, BINARY_EVENT, UNKNOWN_NAMESPACE, Close, Refusal
+from vizora_rt.errors import BAD_MESSAGE, BINARY_EVENT, NORMAL, UNKNOWN_EVENT, UNKNOWN_NAMESPACE, Close, Refusal
 from vizora_rt.wire.messages import MAX_ID, Aside, Dialect, Envelope, JSONError, Refused, dumps, loads, mended
 
 PATHS: Final = ("/socket.io", "/socket.io/")
@@ -35,7 +35,7 @@ def handshake_error(version: str | None, transport: str | None, session: str | N
         return b'{"code":0,"message":"Transport unknown"}'
     if version != "4":
         return b'{"code":5,"message":"Unsupported protocol version"}'
-    if session is not None:
+    if session:
         return b'{"code":1,"message":"Session ID unknown"}'  # the upgrade of a polling session, of which there are none
     if not upgrade:
         return b'{"code":3,"message":"Bad request"}'
@@ -60,29 +60,35 @@ def connected(session: str) -> bytes:
     return b'40{"sid":"%b"}' % session.encode()
 
 
-def connect_error(refusal: Refusal) -> bytes:
-    """A refusal after which shipped clients stay away."""
-    return b"44" + dumps({"message": refusal.message, "data": {"code": refusal.code}})
+def refused(refusal: Refusal) -> tuple[bytes, ...]:
+    """A refusal after which clients stay away: CONNECT_ERROR says why. socket.io-client before 4.4 would come back each
+    second for ever all the same; it takes a DISCONNECT for the last word, which newer ones do not hear any more."""
+    return b"44" + dumps({"message": refusal.message, "data": {"code": refusal.code}}), b"41"
 
 
 def decode_hello(text: str) -> Hello | Aside:
     """A packet before the client is connected."""
+    text = _short(text)
     if not text.startswith("40"):
         return _aside(text)
     if text[2:3] == "/":
         return _other_namespace(text)
+    if len(text) == 2:
+        return Hello(None, False)
     try:
-        auth = loads(text[2:]) if len(text) > 2 else None
+        auth = loads(text[2:])
     except JSONError:
-        auth = ""
+        auth = mended(text[2:]) or ""
     if auth is None:
         return Hello(None, False)
     if auth.__class__ is not dict:
         return Hello("", False)
-    token, capabilities = auth.get("token"), auth.get("capabilities")
-    if token is not None and token.__class__ is not str:
+    token = auth.get("token")
+    if token == "":
+        token = None  # of a page that knows none, for its script may not read the cookie
+    elif token is not None and token.__class__ is not str:
         token = ""
-    return Hello(token, _acks_deliveries(capabilities))
+    return Hello(token, _acks_deliveries(auth.get("capabilities")))
 
 
 def _acks_deliveries(capabilities: Any) -> bool:
@@ -95,6 +101,7 @@ def _acks_deliveries(capabilities: Any) -> bool:
 def decode(text: str) -> Envelope | Aside:
     """A packet of a client that is connected."""
     if not text.startswith("42"):
+        text = _short(text)
         return _ack(text) if text.startswith("43") else _aside(text)
     head, _, rest = text.partition("[")
     digits = head[2:]
@@ -103,7 +110,7 @@ def decode(text: str) -> Envelope | Aside:
         # along with the rest. What is broken anywhere, or is less or more than that, `_event` tells apart.
         try:
             ack_id, event, data = loads(f"[{digits},{rest}")
-            if event.__class__ is str and ack_id <= MAX_ID:
+            if event.__class__ is str and ack_id <= MAX_ID and event != "ack":
                 return event, ack_id, data
         except ValueError:
             pass
@@ -111,6 +118,7 @@ def decode(text: str) -> Envelope | Aside:
 
 
 def _event(text: str) -> Envelope | Aside:
+    text = _short(text)
     head = text.partition("[")[0]
     ack_id = None
     if head != "42":
@@ -120,7 +128,15 @@ def _event(text: str) -> Envelope | Aside:
     arguments = _arguments(text[len(head) :])
     if not arguments or arguments[0].__class__ is not str:
         return BAD_MESSAGE if ack_id is None else Refused(BAD_MESSAGE, ack_id)
+    if arguments[0] == "ack":
+        # An ack has a packet type of its own here; the envelope's name for it is no event that a client may emit.
+        return UNKNOWN_EVENT if ack_id is None else Refused(UNKNOWN_EVENT, ack_id)
     return arguments[0], ack_id, arguments[1] if len(arguments) > 1 else None
+
+
+def _short(text: str) -> str:
+    """A packet of the root namespace without its name, which clients leave out: `42/,7[...]` is `427[...]`."""
+    return text[:2] + text[4:] if text[2:4] in ("/,", "/") and text[0] == "4" else text
 
 
 def _arguments(text: str) -> list[Any] | None:
@@ -181,7 +197,7 @@ def _binary(text: str) -> Aside:
 def _other_namespace(text: str) -> Aside:
     """A CONNECT to a namespace that is not there concerns that namespace only, on the same connection."""
     namespace = text[2:].partition(",")[0].partition("?")[0]
-    if len(namespace) > MAX_NAMESPACE or not namespace.isprintable():
+    if len(namespace) > MAX_NAMESPACE or not namespace.isprintable() or namespace == "/":
         return UNKNOWN_NAMESPACE
     return f'44{namespace},{{"message":"Invalid namespace"}}'.encode("utf-8", "replace")
 
@@ -205,7 +221,10 @@ def encode_success(ack_id: int, data: bytes, timestamp: bytes) -> bytes:
 
 def goodbye(cause: Close) -> tuple[bytes, ...]:
     """What a client is sent before its connection ends. A DISCONNECT keeps shipped players away, so only who must stay
-    away gets one; for all others the transport ends, which they take for a fault of the network."""
+    away gets one; for all others the transport ends, which they take for a fault of the network. Where nothing is
+    wrong, as when the client itself said goodbye, nothing is said."""
+    if cause is NORMAL:
+        return ()
     body = {"code": cause.name.upper(), "message": cause.text, "retryable": cause.come_back, "closeCode": cause.code}
     error = encode("error", dumps(body))
     return (error,) if cause.come_back else (error, b"41")
