@@ -141,10 +141,11 @@ class TestPlayer:
         status, answer = call(service, "POST", "/push/playlist", {"deviceId": "e5", "playlist": {"id": "p"}})
         assert (status, answer["delivered"], answer["queued"]) == (200, False, False)
         players.wait("e5", "event", event="playlist:update")
-        # It is not told to reboot again when it is back from that.
+        # It is not told to reboot again when it is back from that; what to play it is, for it may not have heard.
         players.leave("e5")
         players.wait("e5", "disconnect")
         players.open("e5 again", service.port, ELECTRON, device_token("e5"))
+        assert players.wait("e5 again", "event", event="playlist:update")["data"]["playlist"] == {"id": "p"}
         assert players.emit("e5 again", "heartbeat", {})["success"] is True
         assert not players.of("e5 again", "event", event="command")
 

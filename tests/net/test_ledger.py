@@ -166,6 +166,14 @@ class TestPlaylist:
         assert await bench.settle(playlist) == Found([], first, "v1")
         assert await bench.settle(first) == Found([], None, "v1")
 
+    async def test_it_is_due_again_when_it_was_only_sent(self, bench: Bench) -> None:
+        playlist = entry("p", 0, "playlist")
+        await bench.playlist(playlist, "v1")
+        found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        assert bench.ledger.settle("d", playlist, NOW, found.set_result, False)
+        assert await found == await bench.look() == Found([], None, "v1")
+        assert bench.redis.hget("vz:{d:d}:playlist", "waiting") == "sent"
+
     async def test_it_replaces_the_one_before_and_an_ack_of_that_one_is_none_of_this(self, bench: Bench) -> None:
         old, new = entry("p1", 0, "playlist"), entry("p2", 0, "playlist")
         await bench.playlist(old, "v1")

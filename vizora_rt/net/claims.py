@@ -35,6 +35,10 @@ end
 since = string.format('%.0f', since)
 redis.call('SET', KEYS[2], ARGV[5] .. beat .. '"since":' .. since .. ',"epoch":' .. fresh .. '}', 'EX', ARGV[4])
 local waiting, playlist = redis.call('LLEN', KEYS[4]), redis.call('HMGET', KEYS[5], 'waiting', 'version')
+if playlist[1] == 'sent' then
+  redis.call('HSET', KEYS[5], 'waiting', 1)
+  playlist[1] = '1'
+end
 local last = tonumber(string.match(beat, '%d+') or 0)
 return {tonumber(fresh), tonumber(since), last, waiting, playlist, previous or '', old}
 """

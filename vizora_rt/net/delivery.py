@@ -174,7 +174,8 @@ class Deliveries:
             courier.peer.allow(SCREENSHOT_BYTES)
             self._wheel.add(_Limit(courier.device, courier.peer), SCREENSHOT_MS / 1000)
         if entry.type == commands.TOKEN or not courier.peer.acks_deliveries:
-            # No ack will come. Kept until it expires, a reboot would be obeyed again each time that the screen is back.
+            # No ack will come. Kept until it expires, a reboot would be obeyed again each time that the screen is back;
+            # a playlist does come again then, for nobody knows whether it arrived.
             courier.peer.send(entry.event, entry.body)
             courier.verdict = ("acked" if courier.peer.acks_deliveries else "sent", "")
             if courier.delivery.acked() is Do.RECORD:
@@ -234,7 +235,7 @@ class Deliveries:
                     courier.peer.close(NORMAL)
             self._found(courier, found)
 
-        if not self._ledger.settle(device.id, entry, now, settled):
+        if not self._ledger.settle(device.id, entry, now, settled, state != "sent"):
             courier.delivery.failed()
 
     def expired(self, device_id: str, organization_id: str, entry: Entry) -> None:

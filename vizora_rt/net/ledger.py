@@ -1,7 +1,8 @@
 """The ledger in Redis: its scripts and their keys. What waits for a device, the states of a command, and events.
 
 `vz:{d:<device>}:ledger` is a list of lines, oldest first; `:playlist` is a hash with the current playlist and whether
-it still waits. Nothing is taken off before it is acked or expired. The record of a command, `vz:{c:<commandId>}`, has
+it still waits: `waiting` is 1, or 0 when it was acked, or `sent` when it waits for the next connection, since nobody
+acks it. Nothing is taken off before it is acked or expired. The record of a command, `vz:{c:<commandId>}`, has
 a field `d:<device>` with its state there; states only go forward, whatever worker writes them late.
 """
 
@@ -44,13 +45,13 @@ return {following(tonumber(ARGV[1]))}
 
 SETTLE = (
     """
--- KEYS ledger playlist; ARGV now type id: take off what was acked -> as LOOK, and whether it was there
+-- KEYS ledger playlist; ARGV now type id waiting: take off what was acked -> as LOOK, and whether it was there
 """
     + NEXT
     + """
 local taken = 1
 if ARGV[2] == 'playlist' then
-  if redis.call('HGET', KEYS[2], 'id') == ARGV[3] then redis.call('HSET', KEYS[2], 'waiting', 0) end
+  if redis.call('HGET', KEYS[2], 'id') == ARGV[3] then redis.call('HSET', KEYS[2], 'waiting', ARGV[4]) end
 else
   local line = redis.call('LINDEX', KEYS[1], 0)
   if line and string.match(line, '^%S+') == ARGV[3] then redis.call('LPOP', KEYS[1]) else taken = 0 end
@@ -223,10 +224,13 @@ class Ledger:
         keys = (key(device_id, "ledger"), key(device_id, "playlist"))
         return self._store.eval("look", keys, (now,), lambda reply: done(_found(reply)))
 
-    def settle(self, device_id: str, entry: Entry, now: int, done: Callable[[Found | None], None]) -> bool:
-        """Take off what the device acked, and look."""
+    def settle(
+        self, device_id: str, entry: Entry, now: int, done: Callable[[Found | None], None], acked: bool = True
+    ) -> bool:
+        """Take off what the device acked, and look. Not `acked`: it was only sent, and a playlist is due again."""
         keys = (key(device_id, "ledger"), key(device_id, "playlist"))
-        return self._store.eval("settle", keys, (now, entry.type, entry.id), lambda reply: done(_found(reply)))
+        arguments = (now, entry.type, entry.id, 0 if acked else "sent")
+        return self._store.eval("settle", keys, arguments, lambda reply: done(_found(reply)))
 
     def enqueue(
         self, device_id: str, entry: Entry, line: bytes, known: bool, done: Callable[[Place | None], None]
