@@ -17,7 +17,7 @@ from bench.messages import CONTENT_ERROR, frame, play, vitals
 from bench.pace import ClosedLoop, Timetable
 from bench.tally import refusal
 from bench.tokens import subject
-from vizora_rt.net.client import Plays, Timing
+from vizora_rt.net.client import Plays, Timing, absence
 from vizora_rt.net.dial import Ending, Handshake, seconds
 from vizora_rt.wire.messages import dumps, encode, encode_ack, loads
 
@@ -362,10 +362,10 @@ class Fleet:
             if ending.final:
                 self.count("never to come back", ended)
                 return
-            wait = client.wait if client.wait is not None else ending.wait
-            ceiling = min(TIMING.backoff_most, TIMING.backoff_first * 2.0 ** min(client.failures, 16))
+            if client.wait is not None:
+                ending = ending._replace(wait=client.wait)
             client.failures += 1
-            await asyncio.sleep((wait or 0.0) + random.random() * ceiling)
+            await asyncio.sleep(absence(ending, client.failures - 1, TIMING))
             ending = await client.connect()
             if ending is not None:
                 self.count(f"return failed: {ending.reason}", ended)

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from vizora_rt import config
 from vizora_rt.config import Config, Redis
 from vizora_rt.net import channel
 from vizora_rt.net.channel import Message
-from vizora_rt.process import Process
+from vizora_rt.process import ABORT_SECONDS, EXIT_SECONDS, Process
 
 BOOT: Message = {
     "t": "boot",
@@ -98,9 +99,29 @@ async def test_one_that_is_not_ready_is_not_asked_to_drain(process: Process, ear
 async def test_a_hung_one_is_given_the_time_to_write_its_stacks(process: Process, ear: Ear) -> None:
     await ear.ready.wait()
     process.abort()
-    assert process.deadline < float("inf")
+    assert process.deadline == pytest.approx(asyncio.get_running_loop().time() + ABORT_SECONDS, abs=1.0)
     await ear.gone.wait()
     assert (process.state, process.ending) == ("hung", "signal 6 (SIGABRT)")
+
+
+async def test_one_that_closes_its_channel_and_stays_is_given_the_time_to_end(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!{sys.executable}\nimport os, time\nos.closerange(3, 256)\ntime.sleep(3600)\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    made = Process(0, 1, dict(BOOT), ear)
+    begun = asyncio.get_running_loop().time()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await made.start(listening)
+    async with asyncio.timeout(PATIENCE):
+        while made.deadline == float("inf"):
+            await asyncio.sleep(0.01)
+        assert begun + EXIT_SECONDS <= made.deadline <= asyncio.get_running_loop().time() + EXIT_SECONDS
+        assert not ear.gone.is_set()
+        made.kill()
+        await ear.gone.wait()
 
 
 async def test_it_says_when_it_is_to_be_replaced(process: Process, ear: Ear) -> None:

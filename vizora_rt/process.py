@@ -18,8 +18,13 @@ from vizora_rt.net.channel import Channel, Message
 State = Literal["starting", "ready", "hung", "draining"]
 """The values of the label `state` in the metric `workers`."""
 
-ABORT_SECONDS = 1.0
-"""Between SIGABRT and SIGKILL: faulthandler writes all stacks in milliseconds; a stopped process never would."""
+ABORT_SECONDS = 2.0
+"""Between SIGABRT and SIGKILL: faulthandler writes all stacks in milliseconds, on a machine without a free core in some
+hundred; a stopped process never would. Its screens wait all the while."""
+
+EXIT_SECONDS = 5.0
+"""Between the end of the channel and SIGKILL. It ends with the process, unless the stream was torn: then a worker has a
+second to say goodbye (its ORPHAN_SECONDS) and some for the store and Sentry."""
 
 log = report.logger("supervisor")
 
@@ -197,7 +202,7 @@ class Process:
         """All that it said was read. A worker that closed its channel and lives on is of no use."""
         self._ended = True
         self._channel = None
-        self.deadline = min(self.deadline, self._loop.time() + ABORT_SECONDS)
+        self.deadline = min(self.deadline, self._loop.time() + EXIT_SECONDS)
         self._gone()
 
     def _gone(self) -> None:

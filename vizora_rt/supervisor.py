@@ -38,7 +38,8 @@ BOOT_SECONDS = 30.0
 """A boot takes a second; one that takes this long waits for something that does not come."""
 BOOT_FAILURES = 5
 BOOT_FAILURES_SECONDS = 30.0
-BEYOND_DRAIN_SECONDS = 5.0
+BEYOND_DRAIN_SECONDS = 10.0
+"""For a worker to end when its connections are closed: it allows itself 8 s for what does not answer (worker.py)."""
 HURRY_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 """Before the next attempt at a fork that the machine refused."""
@@ -73,6 +74,7 @@ class Supervisor:
         self._processes: set[Process] = set()
         self._generation = 0
         self._rolling = False
+        self._reload_late = False
         self.listening = asyncio.Event()
         """Set once all workers accept, on `port`."""
         self._stopping = False
@@ -192,6 +194,8 @@ class Supervisor:
             process.send({"t": "answer", "id": message["id"]}, json.dumps(self.status()).encode())
 
     async def _ready(self, process: Process) -> None:
+        if self._stopping:
+            return
         log.info("worker ready", worker=process.index, pid=process.pid)
         slot = self._slots[process.index]
         if slot.successor is process:
@@ -204,6 +208,8 @@ class Supervisor:
         ):
             self.listening.set()
             self._announce()
+            if self._reload_late:
+                self._post(self._reload)
         await self._advance()
 
     async def _leaving(self, process: Process) -> None:
@@ -229,7 +235,7 @@ class Supervisor:
 
     async def _replace(self, slot: Slot, process: Process) -> None:
         """A worker ended that should not have: another one takes its socket, with the handshakes that wait there."""
-        reason = "hung" if process.state == "hung" else "crash" if process.was_ready else "boot"
+        reason = "boot" if not process.was_ready else "hung" if process.state == "hung" else "crash"
         log.error(
             "worker failed" if process.was_ready else "worker failed to boot",
             worker=process.index,
@@ -239,9 +245,9 @@ class Supervisor:
             error=process.error or None,
         )
         if not process.was_ready:
-            failures, now = self._boot_failures, self._loop.time()
-            failures.append(now)
-            if len(failures) == BOOT_FAILURES and failures[0] > now - BOOT_FAILURES_SECONDS:
+            if self._rolling and process.generation == self._generation:
+                self._abandon_roll(process)
+            if self._fail_too_often():
                 self._fatal = StartupError(
                     f"workers failed to boot {BOOT_FAILURES} times in {BOOT_FAILURES_SECONDS:g} s, "
                     f"the last one with: {process.error or process.ending}"
@@ -253,6 +259,12 @@ class Supervisor:
             slot.current, slot.successor = slot.successor, None
         else:
             await self._spawn(slot)
+
+    def _fail_too_often(self) -> bool:
+        """Count a boot that failed."""
+        failures, now = self._boot_failures, self._loop.time()
+        failures.append(now)
+        return len(failures) == BOOT_FAILURES and failures[0] > now - BOOT_FAILURES_SECONDS
 
     def _drain(self, process: Process, successor: bool = False) -> None:
         seconds = self._config.server.drain_seconds
@@ -276,7 +288,8 @@ class Supervisor:
 
     async def _reload(self) -> None:
         """Take what can be taken of a good configuration; keep running on the present one beside a bad one."""
-        if self._stopping or not self.listening.is_set():
+        self._reload_late = not self.listening.is_set()
+        if self._stopping or self._reload_late:
             return
         self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
@@ -289,8 +302,8 @@ class Supervisor:
             log.exception("reload failed", error)
         else:
             await self._take(new, kept)
-            return
-        self._notifier.send("READY=1")
+        if not self._rolling:
+            self._notifier.send("READY=1")
 
     async def _take(self, new: Config, kept: list[str]) -> None:
         if kept:
@@ -316,20 +329,27 @@ class Supervisor:
             if slot.current is not None and slot.current.state == "ready":
                 await self._spawn(slot, successor=True)
                 return
-        if self._rolling and not waiting:
+        if self._rolling and not waiting and all(slot.current and slot.current.was_ready for slot in self._slots):
             self._rolling = False
             log.info("reloaded")
             self._notifier.send("READY=1")
 
     def _abandon_roll(self, process: Process) -> None:
-        """The first worker of the new kind cannot boot: the others go on as they are."""
-        log.error("roll refused", worker=process.index, ending=process.ending, error=process.error or None)
-        self._config = self._previous
-        for slot in self._slots:
-            if slot.current is not None:
-                slot.current.generation = self._generation
+        """A worker of the new kind cannot boot: those of the old kind go on as they are."""
+        if process.generation != self._generation:
+            log.warning("successor did not boot", worker=process.index, ending=process.ending, error=process.error)
+            return  # There is a newer kind by now, which is tried in its turn.
+        current = [slot.current for slot in self._slots if slot.current is not None]
+        rolled = sum(other.was_ready and other.generation == self._generation for other in current)
+        log.error(
+            "roll refused", worker=process.index, ending=process.ending, error=process.error or None, rolled=rolled
+        )
+        for other in current:
+            other.generation = self._generation
         if self._rolling:
             self._rolling = False
+            if not rolled:
+                self._config = self._previous
             self._notifier.send("READY=1")
 
     # --- watch ---
@@ -342,6 +362,7 @@ class Supervisor:
         self._ticked = now
         for process in tuple(self._processes):
             process.beat = min(now, process.beat + slept)
+            process.deadline += slept
             self._check(process, now)
         self._feed(now)
         if now - self._expired > EXPIRE_SECONDS:
@@ -350,13 +371,15 @@ class Supervisor:
 
     def _check(self, process: Process, now: float) -> None:
         silent = now - process.beat
+        if process.returncode is not None:
+            return  # it has ended: what it said is still being read
         if now > process.deadline:
             log.error("worker killed: it did not end in time", worker=process.index, pid=process.pid)
             process.kill()
         elif process.state in ("ready", "draining") and silent > self._config.server.hang_seconds:
             log.error("worker hangs", worker=process.index, pid=process.pid, silent_seconds=round(silent, 1))
             process.abort()
-        elif process.state == "starting" and now - process.started > BOOT_SECONDS:
+        elif process.state == "starting" and silent > BOOT_SECONDS:
             process.error = f"not ready after {BOOT_SECONDS:g} s"
             process.abort()
 

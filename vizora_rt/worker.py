@@ -58,6 +58,7 @@ ORPHAN_SECONDS = 1.0
 BEYOND_ORPHAN_SECONDS = 10.0
 """After which an orphan that is still there does not close connections: it hangs."""
 CLOSE_SECONDS = 2.0
+"""For each of what it lets go at its end: the store, Sentry, the channel."""
 REQUEST_SECONDS = 1.0
 """For HTTP requests under way when a drain begins; after it, what is open is idle, or asks for too much."""
 
@@ -132,6 +133,7 @@ class Worker:
         self._asked = 0
         self._collecting: asyncio.Task[None] | None = None
         self._collect_id = 0
+        self._beat_handle: asyncio.TimerHandle | None = None
 
     async def run(self, end: socket.socket) -> int:
         """The exit code of the process."""
@@ -298,7 +300,6 @@ class Worker:
         await self._store.close(CLOSE_SECONDS)
         self._wheel.stop()
         self._pulse.stop()
-        self._beat_handle.cancel()
         self._devices_handle.cancel()
         # The last figures: counters of the service must not lose what happened while draining.
         self._report()
@@ -324,6 +325,8 @@ class Worker:
     async def _close(self) -> None:
         # In a thread: whoever watches this loop would take it for hung.
         await asyncio.to_thread(report.flush, CLOSE_SECONDS)
+        if self._beat_handle is not None:
+            self._beat_handle.cancel()
         self._channel.close()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):

@@ -19,7 +19,7 @@ from websockets.sync.server import serve as serve_in_thread
 
 from vizora_rt import errors
 from vizora_rt.errors import Refusal
-from vizora_rt.net.client import ACKS_AWAITED, BATCH, COMMANDS_REMEMBERED, Player, Plays, State, Timing
+from vizora_rt.net.client import ACKS_AWAITED, BATCH, COMMANDS_REMEMBERED, Player, Plays, State, Timing, absence
 from vizora_rt.net.dial import Ending
 
 QUIET = Timing(
@@ -390,21 +390,37 @@ async def test_refusals_that_pass(gateway: Gateway, refusal: Refusal) -> None:
         await gateway.arrivals.get()
 
 
+def absences(ending: Ending, failures: int) -> list[float]:
+    return [absence(ending, failures, Timing()) for _ in range(200)]
+
+
 def test_absence_has_full_jitter_and_a_ceiling_that_doubles() -> None:
     for failures in range(40):
-        drawn = []
-        for _ in range(200):
-            player = Player("ws://127.0.0.1/", "t")
-            player._failures = failures
-            drawn.append(player._absence(Ending("x")))
+        drawn = absences(Ending("x"), failures)
         ceiling = min(60.0, 2.0**failures)
         assert 0 <= min(drawn) < ceiling / 4
         assert ceiling * 3 / 4 < max(drawn) <= ceiling
 
 
-def test_absence_is_never_shorter_than_asked() -> None:
-    player = Player("ws://127.0.0.1/", "t")
-    assert all(5.0 <= player._absence(Ending("x", wait=5.0)) <= 65.0 for _ in range(100))
+def test_a_time_told_with_the_goodbye_is_kept() -> None:
+    assert set(absences(Ending("restarting", 1012, wait=5.0), 0)) == {5.0}
+    assert set(absences(Ending("connection lost", 1006, wait=5.0), 0)) == {5.0}
+
+
+def test_goodbye_upon_goodbye_is_backed_off_from() -> None:
+    drawn = absences(Ending("restarting", 1012, wait=0.1), 5)
+    assert min(drawn) >= 0.1 and 24 < max(drawn) <= 32
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_refused_player_comes_in_its_turn_however_often_it_was_refused(status: int) -> None:
+    for failures in (0, 5):
+        drawn = absences(Ending("OVERLOADED", status, wait=5.0), failures)
+        assert 5 <= min(drawn) < 5.25 and 5.75 < max(drawn) < 6
+
+
+def test_no_time_is_no_reason_to_come_at_once() -> None:
+    assert max(absences(Ending("OVERLOADED", 503, wait=0.0), 5)) > 24
 
 
 async def test_work_done_ends_the_back_off_and_a_handshake_does_not(gateway: Gateway) -> None:

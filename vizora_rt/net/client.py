@@ -5,8 +5,8 @@ for, connect again. It returns when the server said that coming back is of no us
 
 * What the server wants acked is acked before it is executed: a reboot that is executed first is never acked, so it
   comes again, and the screen reboots for ever. A command that comes again is acked again and not executed.
-* Nobody comes back at once. The server's own wait is honoured, else the back-off is random, so that the screens of a
-  restarted server do not return in one wave.
+* Nobody comes back at once. A time that the server tells is this player's own, and kept; else the back-off is random,
+  so that the screens of a restarted server do not return in one wave.
 * A play is kept until it is acked, on whatever connection that happens.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from vizora_rt.errors import BAD_MESSAGE, INVALID_PAYLOAD, Refusal
-from vizora_rt.net.dial import Ending, WebSocket, is_token, parse_url, seconds
+from vizora_rt.net.dial import RETRY_AFTER, Ending, WebSocket, is_token, parse_url, seconds
 from vizora_rt.wire.messages import decode, dumps, encode, encode_ack
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,22 @@ class Timing:
     plays_ack: float = 30.0
     plays_retry: float = 5.0
     plays_unknown: float = 3600.0
+
+
+def absence(ending: Ending, failures: int, timing: Timing) -> float:
+    """How long to stay away: as long as the server says, else full jitter under a ceiling that doubles.
+
+    `failures`: how many connections in a row ended before this one without any work done. `retryAfterMs` and
+    Retry-After are a place in a queue, different for each player: who comes later is dark for longer, and leaves the
+    place empty. Retry-After counts whole seconds; those who were told the same one spread over it. Only a goodbye that
+    follows another, with nothing done in between, does not shorten the back-off.
+    """
+    backoff = random.random() * min(timing.backoff_most, timing.backoff_first * 2.0 ** min(failures, 16))
+    if not ending.wait:
+        return backoff
+    if ending.code in RETRY_AFTER:
+        return ending.wait + random.random()
+    return max(ending.wait, backoff) if failures else ending.wait
 
 
 class Plays:
@@ -349,10 +365,8 @@ class Player:
     # The machinery.
 
     def _absence(self, ending: Ending) -> float:
-        """How long to stay away: never less than the server asked for, and full jitter under a ceiling that doubles."""
-        ceiling = min(self.timing.backoff_most, self.timing.backoff_first * 2.0 ** min(self._failures, 16))
         self._failures += 1
-        return (ending.wait or 0.0) + random.random() * ceiling
+        return absence(ending, self._failures - 1, self.timing)
 
     def _become(self, state: State) -> None:
         self.state = state

@@ -24,6 +24,8 @@ HEAD_LIMIT: Final = 16384
 BODY_LIMIT: Final = 65536
 LONGEST_WAIT: Final = 3600.0
 """Whatever a server or a proxy asks for, a client comes back within the hour."""
+RETRY_AFTER: Final = (429, 503)
+"""The refusals whose Retry-After is honoured (RFC 9110 section 10.2.3): too many requests, service unavailable."""
 
 _VISIBLE: Final = re.compile(r"[!-~]+")
 
@@ -269,7 +271,7 @@ def _refusal(status: int, body: bytes, retry_after: int | None) -> Ending:
         answer = None
     code = answer.get("code") if isinstance(answer, dict) else None
     reason = code if isinstance(code, str) and re.fullmatch(r"[A-Z_]{1,64}", code) else f"HTTP {status}"
-    wait = min(float(retry_after), LONGEST_WAIT) if retry_after is not None and status in (429, 503) else None
+    wait = min(float(retry_after), LONGEST_WAIT) if retry_after is not None and status in RETRY_AFTER else None
     return Ending(reason, status, final=status in (401, 403), wait=wait)
 
 
