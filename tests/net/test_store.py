@@ -114,7 +114,7 @@ async def test_up_after_the_greeting_with_scripts_loaded(redis_url: str, make: M
     assert bench.told == ["up"]
     assert await store.request("info", pack("CLIENT", "GETNAME")) == b"test"
     assert b"db=3" in str(await store.request("info", pack("CLIENT", "INFO"))).encode()
-    assert await store.request("script", pack("SCRIPT", "EXISTS", SHA1)) == [1]
+    assert await store.request("other", pack("SCRIPT", "EXISTS", SHA1)) == [1]
     await store.close()
     assert not bench.store.up
     assert not store.submit("ping", pack("PING"))
@@ -558,7 +558,7 @@ class TestScripts:
 
     async def test_after_script_flush(self, redis_url: str, make: Make) -> None:
         store = await make(redis_url).start()
-        assert await store.request("script", pack("SCRIPT", "FLUSH")) == b"OK"
+        assert await store.request("other", pack("SCRIPT", "FLUSH")) == b"OK"
         replies: list[object] = []
         for number in range(10):
             assert store.eval("play", ("n",), (1,), replies.append)
@@ -566,7 +566,7 @@ class TestScripts:
         await until(lambda: len(replies) == 20)
         assert [reply for reply in replies if isinstance(reply, int)] == list(range(1, 11))
         assert [reply for reply in replies if isinstance(reply, bytes)] == [b"%d" % number for number in range(10)]
-        assert await store.request("script", pack("SCRIPT", "EXISTS", SHA1)) == [1]
+        assert await store.request("other", pack("SCRIPT", "EXISTS", SHA1)) == [1]
 
     async def test_lost_before_the_second_run(self, own: Embedded, make: Make) -> None:
         bench = make(own.url)

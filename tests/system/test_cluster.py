@@ -17,7 +17,7 @@ from tests.net.peers import device_token, dial, until, user_token
 from tests.net.valkeys import Cluster, Valkeys
 from tests.net.watching import dashboard, join, status
 from vizora_rt.app.plays import stream_key
-from vizora_rt.net import devices, plays, readers
+from vizora_rt.net import devices, plays, readers, revocations
 from vizora_rt.net.cluster import Cluster as ClusterStore
 from vizora_rt.net.direct import Direct
 from vizora_rt.net.topology import Where
@@ -131,11 +131,13 @@ async def test_every_command_keeps_to_one_slot(cluster: Cluster, books: Any, mon
 
     monkeypatch.setattr(ClusterStore, "submit", noting)
     monkeypatch.setattr(plays, "BACKLOG_SECONDS", 0.1)
+    monkeypatch.setattr(revocations, "EVERY", 0.1)
     presence = {"worker_lost_after_seconds": 0.6, "offline_after_seconds": 0.1}
     quick: dict[str, Any] = {"presence": presence, "player": {"heartbeat_interval": 1000},
                              "server": {"drain_seconds": 3600}}  # fmt: skip
     async with workers(cluster.url, **quick) as (one, other):
-        screen = await Screen.dial(other, "lobby")
+        screen = await Screen.dial(other, "lobby", jti="j2")
+        await Screen.dial(other, "bar", jti="j3")
         books.set("revoked_token:j1", "x")
         with pytest.raises(Exception, match="403"):
             await dial(one.port, device_token("hall", jti="j1"))
@@ -161,6 +163,7 @@ async def test_every_command_keeps_to_one_slot(cluster: Cluster, books: Any, mon
         deadline = time.monotonic() + 20
         books.set("vz:{d:attic}:owner", "7 dead 0 1")
         books.zadd("vz:{o:acme}:devices", {"attic": int(time.time() * 1000)})
+        books.zadd("vz:due", {"gone lobby": 1})
         # Last: it is buried as soon as it is seen.
         books.zadd("vz:nodes", {"dead 0": 1})
         scripts = {script.sha1.encode(): name for name, script in one.store._scripts.items()}
