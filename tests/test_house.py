@@ -58,6 +58,7 @@ CLOCKS = frozenset({"now", "utcnow", "today"})
 
 WITHOUT_TEST = {
     "__main__": "one call of cli.main, which tests/test_cli.py starts as a process",
+    "net.shards": "slots that are on their way are a cluster's: tests/net/test_cluster.py",
     "shell.options": "words of all commands, which the tests of each give",
     "shell.readers": "parsing and calling: tests/net/test_readers.py starts its commands as processes",
 }

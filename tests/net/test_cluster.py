@@ -9,10 +9,11 @@ import pytest
 
 from tests.net.peers import until
 from tests.net.valkeys import Cluster as Servers
-from tests.net.valkeys import Valkeys
+from tests.net.valkeys import Server, Valkeys
 from vizora_rt import config
 from vizora_rt.metrics import Metrics
 from vizora_rt.net import cluster as module
+from vizora_rt.net import shards
 from vizora_rt.net.cluster import Cluster
 from vizora_rt.net.store import LOST
 from vizora_rt.net.topology import Where
@@ -43,6 +44,24 @@ class Bench:
 
 
 Make = Callable[..., Bench]
+
+
+async def tear(cluster: Servers, store: Cluster) -> tuple[Server, Callable[[], None]]:
+    """A slot is on its way, and one of two keys in it has gone ahead: a script that takes both is answered TRYAGAIN.
+    The shard that it leaves, and what ends the move."""
+    number = slot(b"{both}a")
+    assert await store.request("set", pack("SET", "{both}b", 1)) == b"OK"
+    assert await store.request("set", pack("SET", "{both}a", 0)) == b"OK"
+    target = cluster.other(number)
+    source = cluster.begin_move(number, target)
+    assert cluster.move_keys(number, source, target, 1) == 1
+
+    def end() -> None:
+        while cluster.move_keys(number, source, target):
+            pass
+        cluster.end_move(number, target)
+
+    return source, end
 
 
 @pytest.fixture
@@ -175,21 +194,14 @@ async def test_a_script_whose_keys_are_at_both_ends_waits(cluster: Servers, make
     """TRYAGAIN, until the slot has moved; what was submitted later comes after it."""
     bench = make(cluster.url)
     store = await bench.start()
-    number = slot(b"{both}a")
-    assert await store.request("set", pack("SET", "{both}b", 1)) == b"OK"
-    assert await store.request("set", pack("SET", "{both}a", 0)) == b"OK"
-    target = cluster.other(number)
-    source = cluster.begin_move(number, target)
-    assert cluster.move_keys(number, source, target, 1) == 1
+    source, end = await tear(cluster, store)
     replies: list[object] = []
     assert store.eval("play", ("{both}a", "{both}b"), (), replies.append)
     await until(lambda: b"errorstat_TRYAGAIN" in source.tell("INFO", "errorstats"))
     assert store.takes(b"{both}a")
     assert store.submit("get", pack("GET", "{both}a"), replies.append)
     assert replies == []
-    while cluster.move_keys(number, source, target):
-        pass
-    cluster.end_move(number, target)
+    end()
     await until(lambda: len(replies) == 2)
     assert replies == [[1, 1], b"1"]
     assert bench.count("eval_play", "error") == 0
@@ -198,21 +210,14 @@ async def test_a_script_whose_keys_are_at_both_ends_waits(cluster: Servers, make
 async def test_a_script_does_not_wait_for_ever(cluster: Servers, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from_now(monkeypatch, 0.1)
     store = await make(cluster.url).start()
-    number = slot(b"{both}a")
-    assert await store.request("set", pack("SET", "{both}b", 1)) == b"OK"
-    assert await store.request("set", pack("SET", "{both}a", 0)) == b"OK"
-    target = cluster.other(number)
-    source = cluster.begin_move(number, target)
-    cluster.move_keys(number, source, target, 1)
+    _, end = await tear(cluster, store)
     replies: list[object] = []
     assert store.eval("play", ("{both}a", "{both}b"), (), replies.append)
     await until(lambda: replies)
     (reply,) = replies
     assert isinstance(reply, ReplyError)
     assert reply.code == "TRYAGAIN"
-    while cluster.move_keys(number, source, target):
-        pass
-    cluster.end_move(number, target)
+    end()
     assert store.eval("play", ("{both}a", "{both}b"), (), replies.append)
     await until(lambda: len(replies) == 2)
     assert replies[1] == [1, 1]
@@ -221,42 +226,28 @@ async def test_a_script_does_not_wait_for_ever(cluster: Servers, make: Make, mon
 async def test_what_waits_is_bounded(cluster: Servers, make: Make) -> None:
     bench = make(cluster.url, pending_commands=5)
     store = await bench.start()
-    number = slot(b"{both}a")
-    assert await store.request("set", pack("SET", "{both}b", 1)) == b"OK"
-    assert await store.request("set", pack("SET", "{both}a", 0)) == b"OK"
-    target = cluster.other(number)
-    source = cluster.begin_move(number, target)
-    cluster.move_keys(number, source, target, 1)
+    _, end = await tear(cluster, store)
     replies: list[object] = []
     assert store.eval("play", ("{both}a", "{both}b"), (), replies.append)
     await until(lambda: store._held == 1)
     taken = [store.submit("get", pack("GET", "{both}b"), replies.append) for _ in range(6)]
     assert taken == [True] * 4 + [False] * 2
     assert bench.metrics.counter("limits_exceeded_total", "pending_commands").value == 2
-    while cluster.move_keys(number, source, target):
-        pass
-    cluster.end_move(number, target)
+    end()
     await until(lambda: len(replies) == 5)
     assert store._held == store._held_bytes == 0
 
 
 async def test_close_answers_what_waits(cluster: Servers, make: Make) -> None:
     store = await make(cluster.url).start()
-    number = slot(b"{both}a")
-    assert await store.request("set", pack("SET", "{both}b", 1)) == b"OK"
-    assert await store.request("set", pack("SET", "{both}a", 0)) == b"OK"
-    target = cluster.other(number)
-    source = cluster.begin_move(number, target)
-    cluster.move_keys(number, source, target, 1)
+    _, end = await tear(cluster, store)
     replies: list[object] = []
     assert store.eval("play", ("{both}a", "{both}b"), (), replies.append)
     await until(lambda: store._held == 1)
     await store.close(1)
     assert replies == [LOST]
     assert not store.submit("get", pack("GET", "a"))
-    while cluster.move_keys(number, source, target):
-        pass
-    cluster.end_move(number, target)
+    end()
 
 
 async def test_one_shard_away(tmp_path: Path, make: Make) -> None:
@@ -283,4 +274,5 @@ async def test_one_shard_away(tmp_path: Path, make: Make) -> None:
 
 
 def from_now(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(module, "HOLD_SECONDS", seconds)
+    for each in (module, shards):
+        monkeypatch.setattr(each, "HOLD_SECONDS", seconds)

@@ -329,7 +329,6 @@ class Store:
 
     async def _connect(self) -> Link:
         self.address = await self._locate()
-        first = [("SCRIPT", pack("SCRIPT", "LOAD", script.source)) for script in self._scripts.values()]
         return await connect(
             self.address,
             self._name,
@@ -337,8 +336,12 @@ class Store:
             self._lost,
             connect_timeout=self._config.connect_timeout_seconds,
             reply_timeout=self._config.reply_timeout_seconds,
-            first=first,
+            first=self._greeting(),
         )
+
+    def _greeting(self) -> list[tuple[str, bytes]]:
+        """What is said first on each connection, behind the greeting of all."""
+        return [("SCRIPT", pack("SCRIPT", "LOAD", script.source)) for script in self._scripts.values()]
 
     def _take(self, link: Link) -> None:
         self._link = link

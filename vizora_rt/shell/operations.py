@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,7 +108,8 @@ def ops_monitoring(gateway: str, prometheus_port: int, alertmanager_port: int, d
     kept = config.state_dir(os.environ) / "monitoring"
     kept.mkdir(parents=True, exist_ok=True)
     ports = prometheus_port, alertmanager_port
-    asyncio.run(_interruptible(monitoring.run(folder, kept, gateway, ports, deliver, click.echo)))
+    with suppress(KeyboardInterrupt, click.Abort):  # which is how it ends
+        asyncio.run(_interruptible(monitoring.run(folder, kept, gateway, ports, deliver, click.echo)))
 
 
 async def _interruptible(work: Coroutine[Any, Any, Result]) -> Result:
