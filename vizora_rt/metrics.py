@@ -102,8 +102,8 @@ OPERATION = Label("operation", (
     "get", "set", "exists", "zadd", "expire", "eval_claim", "eval_release", "eval_offline", "eval_confirm",
     "eval_renew", "eval_look", "eval_settle", "eval_enqueue", "eval_replace", "eval_current", "eval_states",
     "eval_happened", "eval_idempotency", "eval_screenshot", "eval_play", "eval_content_error",
-    "eval_event", "eval_backlog", "eval_listed", "eval_live", "eval_lease", "eval_bury", "eval_sweep", "eval_expire",
-    "sadd", "sscan", "zscan", "zrange", "publish", "xadd", "ping", "info", OTHER,
+    "eval_event", "eval_backlog", "eval_missing", "eval_listed", "eval_live", "eval_lease", "eval_bury", "eval_sweep",
+    "eval_expire", "sadd", "sscan", "zscan", "zrange", "publish", "xadd", "ping", "info", OTHER,
 ))
 
 LIMITS = (

@@ -8,21 +8,25 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.net.backend import Backed, books, fleet
+from tests.net.backend import Screen as Client
+from tests.net.peers import until as reached
 from tests.service import Service, until
 from vizora_rt import config
 from vizora_rt.app import auth, plays
 from vizora_rt.app.plays import Plays
+from vizora_rt.app.state import Device, Peer
 from vizora_rt.config import Auth
 from vizora_rt.metrics import Metrics
 from vizora_rt.net import embedded
 from vizora_rt.net.client import Player, State, Timing
 from vizora_rt.net.link import Address, ask
-from vizora_rt.net.plays import Backlog, Partitions, plays_of
+from vizora_rt.net.plays import Backlog, Missing, Partitions, plays_of
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire.resp import pack
@@ -553,6 +557,56 @@ class TestBacklog:
         backlog.on_timer(0.0)
         await tell("ping", pack("PING"))
         assert gauge("plays_backlog", "billing").value == 7
+
+
+class TestMissing:
+    """The gauge of devices that come back and play nothing."""
+
+    def gauge(self, node: Backed) -> int:
+        node.metrics.snapshot()
+        return node.metrics.organization("content_impressions_missing", "acme").value
+
+    async def test_it_is_read_back(self, redis_url: str) -> None:
+        async with fleet(redis_url, 2) as (one, other):
+            gaps = await Client.dial(one, "gaps")
+            played = await gaps.answer("content:impressions", {"boot": "b", "plays": [play(1), play(5)]}, 1)
+            assert played["data"]["missing"] == [[2, 4]]
+            whole = await Client.dial(one, "whole")
+            await whole.answer("content:impressions", {"boot": "b", "plays": [play(1)]}, 1)
+            assert self.gauge(one) == 3
+            for name in ("gaps", "whole", "new"):
+                await Client.dial(other, name)
+            await reached(lambda: self.gauge(other) == 3)
+            assert self.gauge(one) == 0
+
+    async def test_of_many_at_once(self, redis_url: str) -> None:
+        async with fleet(redis_url, 1, plays={"partitions": 2}) as (node,):
+            books(redis_url).hset("vz:{p:0}:seen:s7", "missing", "4")
+            books(redis_url).hset("vz:{p:1}:seen:s7", "missing", "4")
+            screens = await asyncio.gather(*(Client.dial(node, f"s{number}") for number in range(50)))
+            await reached(lambda: self.gauge(node) == 4)
+            await reached(lambda: not node.gateway._missing._new)
+            assert 0 < node.counter("redis_operations_total", "eval_missing", "ok") < 20
+            assert (await screens[0].answer("heartbeat", {}, 1))["success"] is True
+
+    async def test_redis_away(self, bench: Bench) -> None:
+        """Who connects meanwhile is asked for when it is back; who has gone is not kept."""
+        recorder = Plays(config.Plays())
+        recorder.partitions = 16
+        wheel = Wheel(asyncio.get_running_loop().time)
+        missing = Missing(recorder, bench.store, wheel)
+        gone, here = Device("gone", "acme"), Device("here", "acme")
+        here.peer = cast("Peer", object())
+        await bench.store.request("other", pack("HSET", plays.seen_key(b"here", 16), "missing", 6))
+        bench.store.up = False
+        missing.expect(gone)
+        missing.expect(here)
+        missing.on_timer(0.0)
+        assert list(missing._new) == [here]
+        bench.store.up = True
+        missing.on_timer(0.0)
+        await bench.store.request("ping", pack("PING"))
+        assert (here.missing, missing._new) == (6, {})
 
 
 class TestPlaysOf:

@@ -48,7 +48,7 @@ class Device:
     `epoch` fences writers in Redis, 0 before the store gave one. Nothing is written while the device is not `owned`:
     after Redis was away another worker may have it. `connected` is in microseconds, to tell two newcomers apart.
     `left` is why its last connection ended: the reason once it is offline. Until then what it was may still be told.
-    `missing` counts the plays that it numbered and that had not come when it last sent one.
+    `missing` counts the plays that it numbered and that had not come when it last sent one, or connected.
     `playlist_version` is that of the stored playlist, as far as this worker knows.
     """
 

@@ -35,7 +35,7 @@ from vizora_rt.net.ledger import Ledger
 from vizora_rt.net.memory import Memory
 from vizora_rt.net.notices import Notices
 from vizora_rt.net.orders import Orders
-from vizora_rt.net.plays import Backlog, Partitions
+from vizora_rt.net.plays import Backlog, Missing, Partitions
 from vizora_rt.net.presence import Presence
 from vizora_rt.net.refresh import Refresher
 from vizora_rt.net.revocations import Revocations
@@ -98,6 +98,7 @@ class Gateway:
         self._admission = Admission(config, metrics, wheel, self._presence.claims)
         self.plays = Plays(config.plays)
         Partitions(config.plays, self.plays, store)
+        self._missing = Missing(self.plays, store, wheel)
         if config.auth.refresh:
             Refresher(config.auth, metrics, self.state, store, wheel)
         if worker == 0:
@@ -177,6 +178,7 @@ class Gateway:
             self._presence.connected(device, claim)
             connection.send("config", self._welcome(claim))
             device.playlist_version = claim.version
+            self._missing.expect(device)
             if device.status == "suspended":
                 reason = self.state.suspended.get(device.organization_id, "")
                 connection.send("tenant:suspended", messages.dumps({"reason": reason}))
@@ -332,7 +334,7 @@ class Gateway:
             metrics.gauge("devices_online", organization).value = len(members)
         metrics.recount("content_impressions_missing")
         for device in self.state.devices.values():
-            # Only a worker that has the device counts it: its holes as of the last ack, which was one of this worker's.
+            # Only a worker that has the device counts it: its holes as of its last ack here, or as it came.
             if device.missing and device.peer is not None:
                 metrics.organization("content_impressions_missing", device.organization_id).value += device.missing
         metrics.gauge("ws_send_queue_bytes").value = sum(connection.unsent for connection in self._terms.stalled)

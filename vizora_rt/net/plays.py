@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from itertools import islice
 from typing import Any, Final
 
 from vizora_rt import config, report
 from vizora_rt.app import content_errors, events, play_script, plays
 from vizora_rt.app.plays import Plays
+from vizora_rt.app.state import Device
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.store import LOST, Store
 from vizora_rt.net.timers import Wheel
@@ -35,6 +37,20 @@ end
 return rows
 """
 
+MISSING_SECONDS: Final = 1.0
+"""From a device's connection until the gauge knows of its holes, at most: soon enough for any scrape."""
+MISSING_A_TURN: Final = 1000
+MISSING_A_CALL: Final = 100
+MISSING_PAUSE: Final = 0.5
+"""20,000 that come back at once are asked for in ten seconds, with 20 commands a second."""
+
+MISSING: Final = """
+-- KEYS seen ... -> of each, how many plays the device has numbered and not delivered
+local found = {}
+for i, key in ipairs(KEYS) do found[i] = tonumber(redis.call('HGET', key, 'missing') or 0) or 0 end
+return found
+"""
+
 log = report.logger("plays")
 
 
@@ -50,6 +66,7 @@ class Partitions:
             ("content_error", content_errors.SCRIPT),
             ("event", events.SCRIPT),
             ("backlog", BACKLOG),
+            ("missing", MISSING),
         )
         for name, source in scripts:
             store.script(name, source)
@@ -102,6 +119,52 @@ class Backlog:
             if not self._store.eval("backlog", (plays.stream_key(number),), (), on_rows):
                 waiting -= 1
         return BACKLOG_SECONDS
+
+
+class Missing:
+    """Reads back how many plays are missing of devices that have just connected: an ack says so again only when they
+    play something. Of all newcomers of a partition together, and behind the handshake. An entry of the timer wheel."""
+
+    __slots__ = ("_new", "_plays", "_store")
+
+    def __init__(self, recorder: Plays, store: Store, wheel: Wheel) -> None:
+        self._plays = recorder
+        self._store = store
+        self._new: dict[Device, None] = {}
+        wheel.add(self, MISSING_SECONDS)
+
+    def expect(self, device: Device) -> None:
+        """The device has connected here."""
+        self._new[device] = None
+
+    def on_timer(self, now: float) -> float | None:
+        partitions = self._plays.partitions
+        if not partitions or not self._store.partly_up:
+            # Those who have gone would be kept for as long as Redis is away.
+            self._new = {device: None for device in self._new if device.peer is not None}
+            return MISSING_SECONDS
+        groups: dict[int, list[Device]] = {}
+        for device in list(islice(self._new, MISSING_A_TURN)):
+            del self._new[device]
+            if device.peer is not None:
+                groups.setdefault(plays.partition(device.id.encode(), partitions), []).append(device)
+        for group in groups.values():
+            for start in range(0, len(group), MISSING_A_CALL):
+                self._ask(group[start : start + MISSING_A_CALL], partitions)
+        return MISSING_PAUSE if self._new else MISSING_SECONDS
+
+    def _ask(self, devices: list[Device], partitions: int) -> None:
+        def on_reply(reply: object) -> None:
+            if isinstance(reply, list):
+                # Replies of a partition come in order: no ack of a later play has been told yet.
+                for device, missing in zip(devices, reply, strict=True):
+                    device.missing = missing
+            else:
+                self._new.update(dict.fromkeys(devices))
+
+        keys = tuple(plays.seen_key(device.id.encode(), partitions) for device in devices)
+        if not self._store.eval("missing", keys, (), on_reply):
+            self._new.update(dict.fromkeys(devices))
 
 
 async def plays_of(store: Store, device_id: str, partitions: int) -> dict[str, Any] | None:
