@@ -108,6 +108,36 @@ class TestCommand:
             assert (other.status, other.body["code"]) == (409, "COMMAND_EXISTS")
             assert screen.commands() == ["c1"]
 
+    async def test_and_has_the_life_of_the_first_call(self, redis_url: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            assert (await command(node, "lobby", commandId="c1", ttl=1)).status == 202
+            first = await call(node, "GET", "/commands/c1")
+            await asyncio.sleep(1.05)
+            again = await command(node, "lobby", commandId="c1", ttl=1)
+            assert (again.status, again.body["success"], again.body["queued"]) == (200, False, False)
+            assert again.body["message"] == "the device could not: expired"
+            states = await call(node, "GET", "/commands/c1")
+            assert states.body["expiresAt"] == first.body["expiresAt"]
+            assert states.body["devices"]["lobby"]["state"] == "expired"
+            body = {"deviceIds": ["lobby", "hall"], "command": {"type": "reload", "commandId": "c1"}}
+            both = await call(node, "POST", "/commands/broadcast", body)
+            assert both.body["failures"] == {"lobby": "expired", "hall": "expired"}
+            screen = await Screen.dial(node, "lobby")
+            assert (await screen.answer("heartbeat", {}, 1))["success"]
+            assert screen.commands() == []
+
+    async def test_a_repeated_call_changes_nothing_of_it(self, redis_url: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            client: Any = books(redis_url)
+            assert (await command(node, "lobby", commandId="c1", ttl=60)).status == 202
+            (line,) = client.lrange("vz:{d:lobby}:ledger", 0, -1)
+            client.delete("vz:{d:lobby}:ledger")  # as if the first call had got no further than its record
+            await asyncio.sleep(0.005)
+            assert (await command(node, "lobby", commandId="c1", ttl=120)).status == 202
+            (again,) = client.lrange("vz:{d:lobby}:ledger", 0, -1)
+            assert again.split(" ", 6)[6] == line.split(" ", 6)[6]
+            assert again.split(" ")[1] == line.split(" ")[1]
+
     async def test_a_full_ledger(self, redis_url: str) -> None:
         async with fleet(redis_url, 1) as (node,):
             line = f"c {2**53} 1 node 0 reload {{}}"

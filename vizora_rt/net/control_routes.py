@@ -112,23 +112,31 @@ class Routes:
         payload, expires = command.payload, now + (command.ttl or DEFAULT_TTL) * 1000
         if command.type == "screenshot":
             payload = await self._expect_screenshot(targets[0], payload or {}, command_id, expires - now)
-        data = written(where, commands.command_body, command_id, command.type, payload, iso(now), iso(expires))
+        fingerprint = sha256(written(where, messages.dumps, [command.type, payload])).hexdigest()
+        record = await self._record(command_id, fingerprint) if known else {}
+        before = {name[2:]: value.split(" ")[0] for name, value in record.items() if name.startswith("d:")}
+        created = now
+        if record:
+            # One command has one life, however often it is sent.
+            created, expires = int(record["created"]), int(record["expires"])
+        if expires <= now:
+            ended = {each: state for each, state in before.items() if state not in ("queued", "sent")}
+            before = dict.fromkeys(targets, "expired") | ended
+        data = written(where, commands.command_body, command_id, command.type, payload, iso(created), iso(expires))
         if len(data) > MAX_PAYLOAD:
             raise RefusedError(errors.INVALID_BODY, details={where: f"expected at most {MAX_PAYLOAD} bytes"})
         asker = self._gateway.orders.asker
         entry = Entry(command_id, command.type, expires, now, asker, data)
-        fingerprint = sha256(messages.dumps([command.type, payload])).hexdigest()
-        before = await self._states(command_id, fingerprint) if known else {}
         call.audit = {"command": command.type, "command_id": command_id}
         return entry, await self._gateway.orders.command(targets, entry, known, before, fingerprint)
 
-    async def _states(self, command_id: str, fingerprint: str) -> dict[str, str]:
-        """What a command with this id has led to, by device."""
+    async def _record(self, command_id: str, fingerprint: str) -> dict[str, str]:
+        """What is known of a command with this id."""
         (reply,) = await self._ask(resp.pack("HGETALL", command_key(command_id)))
         record = fields(reply)
         if record and record.get("fingerprint") != fingerprint:
             raise RefusedError(errors.COMMAND_EXISTS, commandId=command_id)
-        return {name[2:]: value.split(" ")[0] for name, value in record.items() if name.startswith("d:")}
+        return record
 
     async def _members(self, organization_id: str) -> list[str]:
         _, rows = await self._ask(*devices.page(organization_id, 0, MOST_DEVICES + 1))
