@@ -230,7 +230,7 @@ async def redis_away(folder: Path, store: Redis, count: int, seconds: float, han
             back = time.monotonic()
             await fleet.told()
             told = time.monotonic() - back
-            await asyncio.to_thread(until, lambda: current(store, [*fleet.screens, *newcomers.screens], back))
+            await asyncio.to_thread(until, lambda: current(store.books, [*fleet.screens, *newcomers.screens], back))
             written = time.monotonic() - back
         assert fleet.connects == count and not fleet.endings, fleet.endings
         assert sum(screen.plays.lost + screen.plays.refused for screen in fleet.screens) == 0
@@ -241,10 +241,10 @@ async def redis_away(folder: Path, store: Redis, count: int, seconds: float, han
         )
 
 
-def current(store: Redis, screens: list[Any], since: float) -> bool:
+def current(books: Any, screens: list[Any], since: float) -> bool:
     """Redis has a heartbeat of each screen that is younger than `since`."""
     wall = (time.time() - (time.monotonic() - since)) * 1000
-    pipeline = store.books.pipeline()
+    pipeline = books.pipeline()
     for screen in screens:
         pipeline.get(f"vz:{{d:{screen.name}}}:status")
     states = [json.loads(value or "{}") for value in pipeline.execute()]
@@ -289,7 +289,7 @@ async def test_redis_turns_writes_down(tmp_path: Path, store: Redis, how: str) -
         await take_writes(store, how)
         back = time.monotonic()
         await fleet.told()
-        await asyncio.to_thread(until, lambda: current(store, fleet.screens, back))
+        await asyncio.to_thread(until, lambda: current(store.books, fleet.screens, back))
         assert fleet.connects == 20 and not fleet.endings, fleet.endings
         settled(fleet, store.books)
 

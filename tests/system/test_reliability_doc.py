@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
-FAULTS = ("test_faults", "test_slow_dashboard", "test_watchdog", "test_restarts", "test_machine")
+FAULTS = ("test_faults", "test_slow_dashboard", "test_watchdog", "test_restarts", "test_machine", "test_failover")
 
 NAMED = re.compile(r"`(test_\w+|Test\w+)`")
 
