@@ -115,7 +115,7 @@ class TestCommand:
             await asyncio.sleep(1.05)
             again = await command(node, "lobby", commandId="c1", ttl=1)
             assert (again.status, again.body["success"], again.body["queued"]) == (200, False, False)
-            assert again.body["message"] == "the device could not: expired"
+            assert again.body["message"] == "expired before the device acked it"
             states = await call(node, "GET", "/commands/c1")
             assert states.body["expiresAt"] == first.body["expiresAt"]
             assert states.body["devices"]["lobby"]["state"] == "expired"

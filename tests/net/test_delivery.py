@@ -5,15 +5,18 @@ import base64
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.net.backend import Backed, Screen, books, call, command, entries, fleet
 from tests.net.peers import Wire, device_token, dial_device, text, until, upgrade
 from vizora_rt.app import commands
-from vizora_rt.net import embedded, orders
+from vizora_rt.net import delivery, embedded, orders
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(200_000)
 
@@ -227,6 +230,75 @@ async def test_a_doorbell_that_was_lost_delays_until_the_next_heartbeat(
         assert screen.commands() == []
         await screen.client.send("heartbeat", {})
         await screen.event("command")
+
+
+async def test_what_waits_comes_when_redis_is_back_without_a_word_of_the_device(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bells and looks may be lost with the connection; the next heartbeat is most of a minute away."""
+    async with fleet(redis_url, 1, player={"heartbeat_interval": 60_000}) as (node,):
+        screen = await Screen.dial(node, "lobby")
+        assert (await screen.answer("heartbeat", {}, 1))["success"]
+        await until(lambda: node.gateway.state.devices["lobby"].owner_checked)
+        monkeypatch.setattr(node.gateway.orders, "_ring", lambda *bell: None)
+        monkeypatch.setattr(orders, "ACK_SECONDS", 0.05)
+        assert (await command(node, "lobby")).status == 202
+        assert screen.commands() == []
+        node.store.reconnect("test")
+        await screen.event("command")
+
+
+@contextmanager
+def full(client: Any) -> Iterator[None]:
+    """Redis takes nothing that needs memory; what is taken off, is."""
+    client.config_set("maxmemory", "1")
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", "0")
+
+
+async def state_of(node: Backed, command_id: str) -> str:
+    found = await call(node, "GET", f"/commands/{command_id}")
+    state: str = found.body["devices"]["lobby"]["state"]
+    return state
+
+
+async def test_a_state_that_redis_did_not_take_is_written_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "AGAIN_SECONDS", 0.05)
+    client = books(redis_url)
+    async with fleet(redis_url, 1) as (node,):
+        (command_id,) = await put(node, "lobby", "reload")
+        screen = await Screen.dial(node, "lobby", acks=False)
+        message = await screen.message("command")
+        assert await state_of(node, command_id) == "sent"
+        with full(client):
+            await screen.ack(message)
+            await until(lambda: node.counter("commands_total", "reload", "acked"))
+            assert client.llen("vz:{d:lobby}:ledger") == 0
+            assert await state_of(node, command_id) == "sent"
+        await until(lambda: str(client.hget(f"vz:{{c:{command_id}}}", "d:lobby")).startswith("acked"))
+        assert await state_of(node, command_id) == "acked"
+
+
+async def test_states_that_are_kept_are_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "MOST_UNWRITTEN", 2)
+    client = books(redis_url)
+    async with fleet(redis_url, 1) as (node,):
+        screens = [await Screen.dial(node, f"hall-{number}", acks=False) for number in range(5)]
+        body = {"organizationId": "acme", "command": {"type": "reload", "commandId": "c1"}}
+        asking = asyncio.create_task(call(node, "POST", "/commands/broadcast", body))
+        sent = [await screen.message("command") for screen in screens]
+        await until(lambda: [value[:4] for value in client.hvals("vz:{c:c1}")].count("sent") == 5)
+        with full(client):
+            for screen, message in zip(screens, sent, strict=True):
+                await screen.ack(message)
+            assert (await asking).body["delivered"] == 5
+            await until(lambda: node.counter("limits_exceeded_total", "command_states") == 3)
+        await until(lambda: [value[:5] for value in client.hvals("vz:{c:c1}")].count("acked") == 2)
 
 
 async def beat(wire: Wire) -> None:

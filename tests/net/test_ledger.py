@@ -13,7 +13,7 @@ from vizora_rt import config
 from vizora_rt.app import events
 from vizora_rt.app.commands import KEPT_AFTER, MAX_WAITING, Entry
 from vizora_rt.metrics import Metrics
-from vizora_rt.net.ledger import Found, Ledger, Place, place_of
+from vizora_rt.net.ledger import STATES_A_WRITE, Fields, Found, Ledger, Place, place_of
 from vizora_rt.net.store import Store
 
 NOW = 1_800_000_000_000
@@ -54,8 +54,10 @@ class Bench:
         return place
 
     async def states(self, *fields: tuple[str, str], expiry: int = 0) -> dict[str, str]:
-        assert self.ledger.states("c", fields, expiry)
+        taken: list[bool] = []
+        self.ledger.states("c", fields, expiry, lambda _, written: taken.append(written))
         await self.store.request("ping", b"PING\r\n")
+        assert taken and all(taken)
         found: Any = self.redis.hgetall("vz:{c:c}")
         return dict(found)
 
@@ -207,6 +209,21 @@ class TestStates:
     async def test_ten_thousand_devices(self, bench: Bench) -> None:
         fields = [(f"d:{number}", "queued 1") for number in range(10_000)]
         assert len(await bench.states(*fields, expiry=NOW)) == 10_000
+
+    async def test_what_is_not_written_is_told(self, bench: Bench) -> None:
+        told: list[tuple[Fields, bool]] = []
+        fields = [(f"d:{number}", "acked 1") for number in range(STATES_A_WRITE + 1)]
+        expected = [(fields[:STATES_A_WRITE], False), (fields[STATES_A_WRITE:], False)]
+        bench.redis.config_set("maxmemory", "1")
+        try:
+            bench.ledger.states("c", fields, NOW + KEPT_AFTER, lambda part, written: told.append((part, written)))
+            await bench.store.request("ping", b"PING\r\n")
+        finally:
+            bench.redis.config_set("maxmemory", "0")
+        assert told == expected
+        bench.store.reconnect("test")
+        bench.ledger.states("c", fields, 0, lambda part, written: told.append((part, written)))
+        assert told == 2 * expected
 
 
 async def test_events_are_bounded(bench: Bench) -> None:

@@ -280,6 +280,35 @@ async def test_doorbells_follow_their_slots(cluster: Cluster) -> None:
         await screen.leave()
 
 
+async def test_the_record_of_a_command_is_made_first_and_comes_right_in_the_end(cluster: Cluster, books: Any) -> None:
+    """Its shard takes no writes; that of the device does."""
+    away = cluster.owner(slot(b"vz:{d:lobby}:owner"))
+    ids = (f"c{number}" for number in range(100))
+    first, second = [each for each in ids if cluster.owner(slot(f"vz:{{c:{each}}}".encode())) is not away][:2]
+    shards = {cluster.owner(slot(f"vz:{{c:{each}}}".encode())) for each in (first, second)}
+    async with workers(cluster.url) as (one, other):
+        screen = await Screen.dial(other, "lobby", acks=False)
+        asking = asyncio.create_task(command(one, "lobby", commandId=first))
+        message = await screen.message("command")
+        await until(lambda: books.hget(f"vz:{{c:{first}}}", "d:lobby").startswith("sent"))
+        for shard in shards:
+            shard.tell("CONFIG", "SET", "maxmemory", 1)
+        try:
+            await screen.ack(message)
+            assert (await asking).body["delivered"]
+            found = await call(one, "GET", f"/commands/{first}")
+            assert found.body["devices"]["lobby"]["state"] == "sent"
+            assert (await command(one, "lobby", commandId=second)).status == 503
+            assert (await screen.answer("heartbeat", {}, 1))["success"]
+            assert screen.commands() == [first] and books.llen("vz:{d:lobby}:ledger") == 0
+        finally:
+            for shard in shards:
+                shard.tell("CONFIG", "SET", "maxmemory", 0)
+        await until(lambda: books.hget(f"vz:{{c:{first}}}", "d:lobby").startswith("acked"))
+        assert not books.exists(f"vz:{{c:{second}}}")
+        await screen.leave()
+
+
 @pytest.mark.soak
 async def test_a_master_dies_and_its_replica_takes_over(tmp_path: Path) -> None:
     """What was acked and replicated remains; nobody is disconnected; plays go on."""

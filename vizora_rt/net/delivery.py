@@ -2,13 +2,15 @@
 
 `app.commands.Delivery` decides; this executes it. A device costs nothing here while nothing waits for it. What happens
 within one turn of the loop goes to Redis together: states per command, then the settling of each ledger, so that a
-command whose record says `acked` may be delivered once more after a crash, but never the other way round.
+command whose record says `acked` may be delivered once more after a crash, but never the other way round. In a cluster
+the record may be on a shard that is away, or it may be full: nobody waits for it, its states are written again.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from time import perf_counter_ns
 from typing import Any, Final
 
@@ -17,7 +19,7 @@ from vizora_rt.app.commands import Delivery, Do, Entry, Phase
 from vizora_rt.app.state import Device, Peer, State
 from vizora_rt.errors import NORMAL
 from vizora_rt.metrics import Metrics
-from vizora_rt.net.ledger import Found, Ledger
+from vizora_rt.net.ledger import Fields, Found, Ledger
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import messages
 
@@ -32,6 +34,10 @@ SCREENSHOT_MS: Final = 600_000
 """A screen that was asked for a screenshot may send a message of 1.5 MiB for 10 min, then its usual limit holds."""
 
 DEVICES_A_BELL: Final = 500
+
+MOST_UNWRITTEN: Final = 10_000
+"""States that Redis has not taken: those of one broadcast. Beyond, a record says `sent`, and in the end `expired`."""
+AGAIN_SECONDS: Final = 1.0
 
 
 class Courier:
@@ -84,6 +90,7 @@ class Deliveries:
         self._couriers: dict[Device, Courier] = {}
         self._armed = False
         self._states: dict[str, dict[str, str]] = {}
+        self._unwritten: dict[tuple[str, str], str] = {}
         self._settling: list[tuple[Courier, Entry, str, str]] = []
         self._news: dict[tuple[str, str], list[list[str]]] = {}
         self._outcomes: dict[tuple[Entry, str, str], list[tuple[str, str]]] = {}
@@ -210,7 +217,7 @@ class Deliveries:
         states, self._states = self._states, {}
         settling, self._settling = self._settling, []
         for command_id, fields in states.items():
-            self._ledger.states(command_id, fields.items())
+            self._ledger.states(command_id, list(fields.items()), done=partial(self._written, command_id))
         now = _now()
         for courier, entry, state, error in settling:
             self._record(courier, entry, state, error, now)
@@ -223,6 +230,28 @@ class Deliveries:
         for (asker, entry_id), rows in news.items():
             for start in range(0, len(rows), DEVICES_A_BELL):
                 self._tell(asker, {"done": entry_id, "of": rows[start : start + DEVICES_A_BELL]})
+
+    def _written(self, command_id: str, fields: Fields, taken: bool) -> None:
+        """What Redis did not take is kept for later. The script lets no state go back, whatever has come since."""
+        if taken:
+            return
+        if not self._unwritten:
+            self._loop.call_later(AGAIN_SECONDS, self._write_again)
+        room = MOST_UNWRITTEN - len(self._unwritten)
+        self._metrics.counter("limits_exceeded_total", "command_states").value += max(0, len(fields) - room)
+        for name, value in islice(fields, room):
+            if not value.startswith("sent"):
+                self._unwritten[command_id, name] = value
+            else:
+                self._unwritten.setdefault((command_id, name), value)
+
+    def _write_again(self) -> None:
+        unwritten, self._unwritten = self._unwritten, {}
+        for (command_id, name), value in unwritten.items():
+            fields = self._states.setdefault(command_id, {})
+            if fields.get(name, "sent").startswith("sent"):
+                fields[name] = value
+        self._soon()
 
     def _record(self, courier: Courier, entry: Entry, state: str, error: str, now: int) -> None:
         device = courier.device

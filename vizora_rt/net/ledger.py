@@ -6,13 +6,18 @@ acks it. Nothing is taken off before it is acked or expired. The record of a com
 a field `d:<device>` with its state there; states only go forward, whatever worker writes them late.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from vizora_rt.app import events
 from vizora_rt.app.commands import KEPT_AFTER, MAX_WAITING, PLAYLIST, Entry, key, parse_line
 from vizora_rt.net.store import Store
+from vizora_rt.wire.resp import ReplyError
+
+Fields = Sequence[tuple[str, str]]
+"""Names and values in the record of a command."""
 
 NEXT = """
 local function following(now)
@@ -249,14 +254,17 @@ class Ledger:
         arguments = (entry.id, version, source, entry.created, entry.asker, entry.body)
         return self._store.eval("replace", keys, arguments, lambda reply: done(_place(reply)))
 
-    def states(self, command_id: str, fields: Iterable[tuple[str, str]], expiry: int = 0) -> bool:
-        """Write fields of a command's record; with `expiry` (ms since the epoch) the record is made."""
-        flat = [text for field in fields for text in field]
-        taken = True
-        for start in range(0, len(flat), 2 * STATES_A_WRITE):
-            part = flat[start : start + 2 * STATES_A_WRITE]
-            taken = self._store.eval("states", (command_key(command_id),), (expiry, *part)) and taken
-        return taken
+    def states(
+        self, command_id: str, fields: Fields, expiry: int = 0, done: Callable[[Fields, bool], None] = lambda *_: None
+    ) -> None:
+        """Write fields of a command's record; with `expiry` (ms since the epoch) the record is made. `done` is called
+        for each part of them, perhaps at once, with whether it is written."""
+        for start in range(0, len(fields), STATES_A_WRITE):
+            part = fields[start : start + STATES_A_WRITE]
+            flat = [text for field in part for text in field]
+            told = partial(_written, done, part)
+            if not self._store.eval("states", (command_key(command_id),), (expiry, *flat), told):
+                done(part, False)
 
     def happened(self, entries: Sequence[tuple[bytes | str | int, ...]]) -> None:
         """Tell backends, in the stream of events; each entry is made by `app.events.entry`."""
@@ -267,6 +275,10 @@ class Ledger:
 
 def command_key(command_id: str) -> str:
     return f"vz:{{c:{command_id}}}"
+
+
+def _written(done: Callable[[Fields, bool], None], part: Fields, reply: object) -> None:
+    done(part, not isinstance(reply, ReplyError))
 
 
 def _found(reply: object) -> Found | None:

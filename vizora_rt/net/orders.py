@@ -16,7 +16,7 @@ from vizora_rt.app.commands import Entry
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.delivery import DEVICES_A_BELL
 from vizora_rt.net.expiry import Expiry
-from vizora_rt.net.ledger import Ledger, Place
+from vizora_rt.net.ledger import Fields, Ledger, Place
 
 ACK_SECONDS: Final = 4.0
 """Below the 5 s after which backends commonly give a call up."""
@@ -84,13 +84,30 @@ class Orders:
         fresh = [device for device in devices if before.get(device, "queued") in ("queued", "sent")]
         record = [("type", entry.type), ("created", str(entry.created)), ("expires", str(entry.expires))]
         record += [("fingerprint", fingerprint), *((f"d:{device}", f"queued {entry.created}") for device in fresh)]
-        recorded = self._ledger.states(entry.id, record, entry.expires + commands.KEPT_AFTER)
-        self._expiry.due(entry, fresh)
+        recorded = await self._record(entry, record)
+        if recorded:
+            self._expiry.due(entry, fresh)
 
         def put(device: str, done: Callable[[Place | None], None]) -> bool:
             return recorded and self._ledger.enqueue(device, entry, line, known, done)
 
         return await self._place(devices, entry, before, put)
+
+    async def _record(self, entry: Entry, fields: Fields) -> bool:
+        """Make the record of a command. Whether it is there: only then may a device get the command, and ack it."""
+        unanswered, taken = len(fields), True
+        answered = asyncio.Event()
+
+        def done(part: Fields, written: bool) -> None:
+            nonlocal unanswered, taken
+            unanswered -= len(part)
+            taken &= written
+            if not unanswered:
+                answered.set()
+
+        self._ledger.states(entry.id, fields, entry.expires + commands.KEPT_AFTER, done)
+        await answered.wait()
+        return taken
 
     async def token(self, device: str, entry: Entry, known: bool) -> Tally:
         """Have a device get a new token. It is `delivered` when it is written to the connection: nobody acks it."""

@@ -226,6 +226,7 @@ class Ownership:
                 self.confirm_later(device)
             elif reply[0] == 1:
                 device.epoch, device.owned = reply[1], True
+                device.owner_checked = 0  # with its state it is asked what waits: bells were lost with the connection
                 self.supersede(device, reply[2])
                 self._returned(device, *parse_status(reply[3]), unchecked)
                 self._state.touch(device)
