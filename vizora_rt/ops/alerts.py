@@ -51,7 +51,7 @@ _GONE = f"{_BEFORE} - ({_ONLINE} or 0 * {_BEFORE})"
 # fmt: off
 ALERTS = (
     Alert("HighErrorRate", "warning",
-          "The seed's threshold: 0.05 a second are 15 failures in five minutes. /health* answers 503 to say that Redis "
+          "The owner's threshold: 0.05 a second are 15 failures in five minutes. /health* answers 503 to say that Redis "
           "is away; that is an answer and no error (RedisDown is the alert for it).",
           "5m",
           _by("job, instance", 'rate(vizora_realtime_http_requests_total{status=~"5..",path!~"/health.*"}[5m])')
@@ -70,7 +70,7 @@ ALERTS = (
           "More than 5 % of the requests to {{ $labels.instance }} fail, {{ $value | humanize }} per second", "ratio"),
 
     Alert("HeartbeatFailures", "warning",
-          "The seed's threshold: 30 in five minutes. One screen sends 20 heartbeats in that time.",
+          "The owner's threshold: 30 in five minutes. One screen sends 20 heartbeats in that time.",
           "5m",
           _by("job, instance", "rate(vizora_realtime_heartbeat_errors_total[5m])") + " > 0.1",
           "High heartbeat failure rate",
@@ -86,7 +86,7 @@ ALERTS = (
           "ratio"),
 
     Alert("HighLatency", "warning",
-          "The seed's threshold. Per route, so that a slow one does not hide behind a scrape every 15 s; of at least "
+          "The owner's threshold. Per route, so that a slow one does not hide behind a scrape every 15 s; of at least "
           "ten requests, because the 95th percentile of two is the slower one.",
           "5m",
           "histogram_quantile(0.95, "
@@ -98,7 +98,7 @@ ALERTS = (
           "{{ $value | humanizeDuration }}"),
 
     Alert("ConnectionDrops", "info",
-          "The seed's threshold. One screen cannot meet it: it is let in 30 times a minute (connections_per_minute).",
+          "The owner's threshold. One screen cannot meet it: it is let in 30 times a minute (connections_per_minute).",
           "5m",
           _by("job, organization_id", 'rate(vizora_realtime_ws_connections_total{status="disconnected"}[5m])') + " > 1",
           "High connection drop rate",
@@ -115,7 +115,7 @@ ALERTS = (
           "ratio"),
 
     Alert("HighMemoryUsage", "warning",
-          "The seed's threshold, for each process: an idle device takes 6 KiB, so 1 GiB is no number of screens.",
+          "The owner's threshold, for each process: an idle device takes 6 KiB, so 1 GiB is no number of screens.",
           "10m",
           f'process_resident_memory_bytes{{job="{JOB}"}} > 1073741824',
           "Memory usage above 1GB",

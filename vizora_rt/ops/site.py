@@ -32,8 +32,6 @@ DAY = 86400
 HURRY = Timing(first_beat=0.2, backoff_first=0.2, backoff_most=1.0)
 EAR_BYTES = 4096
 """What a client that does not listen takes all the same, beside the kernel's buffers: the answer to its handshake."""
-
-
 THREADS = 64
 
 
