@@ -6,7 +6,6 @@ drops it when it loads, and nobody had its reply. Every function here blocks.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -111,12 +110,10 @@ def _asked(address: link.Address, *words: str) -> object:
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """Hold a lock that a service holds while it runs."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = embedded.locked(lock)
+    if descriptor < 0:
+        raise UnavailableError(f"{lock.parent} is in use: stop the service first")
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UnavailableError(f"{lock.parent} is in use: stop the service first") from None
         owner = lock.parent.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
         yield

@@ -212,7 +212,7 @@ class Embedded:
         return bool(poll.poll(timeout * 1000))
 
     def _try_lock(self) -> int:
-        return _locked(self._directory / "lock")
+        return locked(self._directory / "lock")
 
     def _wait_lock(self) -> int:
         # A child of the old Valkey that rewrites the append-only file holds it a moment longer.
@@ -232,7 +232,7 @@ def start(state_dir: Path) -> Embedded:
     with _explained(f"state directory {state_dir}"):
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
-        lock = _locked(state_dir / "lock")
+        lock = locked(state_dir / "lock")
         if lock < 0:
             holder = (state_dir / "lock").read_text().strip() or "unknown"
             raise UnavailableError(f"state directory {state_dir} is in use by another service (pid {holder})")
@@ -285,7 +285,7 @@ def _explained(what: str) -> Iterator[None]:
         raise UnavailableError(f"{what}: {link.explain(error)}{where}") from None
 
 
-def _locked(path: Path) -> int:
+def locked(path: Path) -> int:
     """A descriptor that holds the lock on `path`, or -1 when another holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

@@ -51,8 +51,8 @@ _GONE = f"{_BEFORE} - ({_ONLINE} or 0 * {_BEFORE})"
 # fmt: off
 ALERTS = (
     Alert("HighErrorRate", "warning",
-          "The owner's threshold: 0.05 a second are 15 failures in five minutes. /health* answers 503 to say that Redis "
-          "is away; that is an answer and no error (RedisDown is the alert for it).",
+          "The owner's threshold: 0.05 a second are 15 failures in five minutes. /health* answers 503 to say that "
+          "Redis is away; that is an answer and no error (RedisDown is the alert for it).",
           "5m",
           _by("job, instance", 'rate(vizora_realtime_http_requests_total{status=~"5..",path!~"/health.*"}[5m])')
           + " > 0.05",
