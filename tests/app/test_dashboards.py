@@ -16,8 +16,9 @@ from vizora_rt.app.dashboards import (
     Rooms,
     Watch,
     described,
+    join_own_room,
+    leave_own_room,
     no_organization,
-    own_room,
     status_body,
 )
 from vizora_rt.app.handlers import Outcome
@@ -325,12 +326,14 @@ class TestDevices:
     """A device may name its own room; that makes nothing else of it."""
 
     def test_its_own_room(self) -> None:
-        outcome = own_room(Device("lobby-1", "acme"), JoinRoom(room="device:lobby-1"), NOW)
-        assert outcome.refusal is None
+        device, payload = Device("lobby-1", "acme"), JoinRoom(room="device:lobby-1")
+        assert json.loads(join_own_room(device, payload, NOW).reply) == {"joined": True, "room": "device:lobby-1"}
+        assert json.loads(leave_own_room(device, payload, NOW).reply) == {"left": True, "room": "device:lobby-1"}
 
     @pytest.mark.parametrize("room", ["device:lobby-2", "org:acme", "lobby-1"])
     def test_no_other(self, room: str) -> None:
-        assert own_room(Device("lobby-1", "acme"), JoinRoom(room=room), NOW).refusal is NOT_ALLOWED
+        for leave_or_join in (join_own_room, leave_own_room):
+            assert leave_or_join(Device("lobby-1", "acme"), JoinRoom(room=room), NOW).refusal is NOT_ALLOWED
 
     def test_no_organization(self) -> None:
         payload = JoinOrganization(organization_id="acme")

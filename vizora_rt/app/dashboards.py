@@ -159,8 +159,8 @@ class Rooms:
         """Told when a dashboard reads again that did not."""
         self.table = {
             "join:organization": Event(JoinOrganization, no_organization, self.join_organization),
-            "join:room": Event(JoinRoom, own_room, self.join_room),
-            "leave:room": Event(JoinRoom, own_room, self.leave_room),
+            "join:room": Event(JoinRoom, join_own_room, self.join_room),
+            "leave:room": Event(JoinRoom, leave_own_room, self.leave_room),
         }
 
     def enter(self, viewer: Peer) -> Watch:
@@ -219,11 +219,20 @@ def _room(watch: Watch, room: str, reply: bytes) -> Outcome:
     return Outcome(write=Write("listed", (f"vz:{{o:{organization_id}}}:devices",), (name,), then))
 
 
-def own_room(device: Device, payload: JoinRoom, now: int) -> Outcome:
+def join_own_room(device: Device, payload: JoinRoom, now: int) -> Outcome:
     """Players in the field join the room of their own name. It changes nothing, least of all what they are."""
-    if payload.room != f"device:{device.id}":
+    return _own_room(device, payload.room, "joined")
+
+
+def leave_own_room(device: Device, payload: JoinRoom, now: int) -> Outcome:
+    """Nor does it when they leave it."""
+    return _own_room(device, payload.room, "left")
+
+
+def _own_room(device: Device, room: str, done: str) -> Outcome:
+    if room != f"device:{device.id}":
         return Outcome(refusal=NOT_ALLOWED)
-    return Outcome(messages.dumps({"joined": True, "room": payload.room}))
+    return Outcome(messages.dumps({done: True, "room": room}))
 
 
 def no_organization(device: Device, payload: Any, now: int) -> Outcome:
