@@ -1,6 +1,7 @@
 """Who may come in: the places of a token, each kind of wrong one, origins, and each limit with one connection more."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from time import perf_counter
@@ -25,6 +26,8 @@ from tests.net.peers import (
     user_token,
 )
 from vizora_rt.app.auth import MAX_TOKEN
+from vizora_rt.net import admission
+from vizora_rt.wire.http import Request, RequestParser
 
 PAGE = "https://dashboard.test"
 WORDS_THAT_UNPAIR = ("unauthorized", "invalid token", "device_token_stale", "device_not_found")
@@ -331,6 +334,51 @@ class TestLimits:
         before = node.gateway.connections
         await client.leave()
         await until(lambda: node.gateway.connections < before)
+
+
+class TestTogether:
+    """Handshakes that come soon after others are decided on together."""
+
+    def knock(self, node: Node, number: int, seen: list[tuple[int, str]]) -> None:
+        request = RequestParser(16384, 0).feed(upgrade("nonsense"))
+        assert isinstance(request, Request)
+        node.gateway._admission.admit(
+            request, "192.0.2.1", lambda *_: None, lambda why: seen.append((number, why.code))
+        )
+
+    async def test_who_comes_alone_does_not_wait(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(admission, "TOGETHER", 60.0)
+        seen: list[tuple[int, str]] = []
+        for number in range(4):
+            self.knock(node, number, seen)
+        assert seen == [(0, "AUTH_INVALID")]
+        node.gateway._admission._decide()
+        assert seen == [(number, "AUTH_INVALID") for number in range(4)]
+
+    async def test_a_turn_comes_by_itself(self, node: Node) -> None:
+        clients = await asyncio.gather(*(dial_device(node.port, f"screen-{number}") for number in range(20)))
+        assert len(clients) == node.gateway.connections == 20
+
+    async def test_a_fault_with_one_costs_the_others_nothing(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(admission, "TOGETHER", 60.0)
+        seen: list[tuple[int, str]] = []
+        verify, tokens = node.gateway._admission.identify, iter(range(4))
+
+        def identify(token: str, by_cookie: bool) -> Any:
+            if next(tokens) == 1:
+                raise RuntimeError("broken")
+            return verify(token, by_cookie)
+
+        monkeypatch.setattr(node.gateway._admission, "identify", identify)
+        for number in range(4):
+            self.knock(node, number, seen)
+        capfd.readouterr()
+        node.gateway._admission._decide()
+        assert [code for _, code in seen] == ["AUTH_INVALID", "INTERNAL", "AUTH_INVALID", "AUTH_INVALID"]
+        line = json.loads(capfd.readouterr().err)
+        assert (line["level"], line["event"]) == ("error", "handshake failed")
 
 
 async def test_no_refusal_that_passes_makes_a_player_unpair(opened: Open) -> None:
