@@ -1,6 +1,7 @@
 """What talks to Redis is tested on both loops: the service runs on uvloop, whose transports behave differently."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import redis
 import uvloop
 
-from tests.net.peers import Node
+from tests.net.peers import Json, Node, Wire, until
 from tests.net.proxy import Proxy
 from tests.net.workers import Books, Two
 from vizora_rt.net import dashboards, embedded
@@ -30,6 +31,7 @@ UVLOOP = (
     "test_gateway.py",
     "test_greeting.py",
     "test_http.py",
+    "test_operators.py",
     "test_ownership.py",
     "test_presence.py",
     "test_sessions.py",
@@ -67,11 +69,38 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield stack
 
 
+Open = Callable[..., Any]
+
+STATUS = {"workers": [{"state": "ready"}]}
+
+
 @pytest.fixture
-async def node(stack: AsyncExitStack, redis_url: str) -> Node:
-    worker = await Node(redis_url).start()
-    stack.push_async_callback(worker.stop)
-    return worker
+async def opened(redis_url: str) -> AsyncIterator[Open]:
+    """Starts workers, given the configuration."""
+    nodes: list[Node] = []
+
+    async def start(url: str = redis_url, **sections: Json) -> Node:
+        nodes.append(await Node(url, 0, **{"server": {"workers": 1}, **sections}).start())
+        nodes[-1].answers = {"metrics": b"# EOF\n", "status": json.dumps(STATUS).encode()}
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        await node.stop()
+        await until(lambda node=node: node.http.exchanges == 0)  # type: ignore[misc]
+
+
+@pytest.fixture
+async def node(opened: Open) -> Node:
+    started: Node = await opened()
+    return started
+
+
+@pytest.fixture
+async def wire(node: Node) -> AsyncIterator[Wire]:
+    opened = await Wire.open(node.port)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture

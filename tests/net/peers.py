@@ -174,6 +174,14 @@ def upgrade(token: str, path: str = "/ws", **fields: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode()
 
 
+def request(path: str, method: str = "GET", body: str = "", **fields: str) -> bytes:
+    headers = {"Host": "gateway.test", **{name.replace("_", "-"): value for name, value in fields.items()}}
+    if body:
+        headers["Content-Length"] = str(len(body))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{method} {path} HTTP/1.1\r\n{lines}\r\n{body}".encode()
+
+
 def frame(opcode: int, payload: bytes = b"", fin: bool = True) -> bytes:
     return encode_masked(opcode, payload, b"mask", fin)
 
@@ -311,3 +319,8 @@ async def running(url: str, index: int = 0, **sections: Json) -> AsyncIterator[N
         yield worker
     finally:
         await worker.stop()
+
+
+def answered(node: Node, method: str, path: str, status: int) -> int:
+    """How many requests were answered so; each has a duration."""
+    return node.counter("http_requests_total", method, path, str(status))

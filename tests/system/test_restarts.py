@@ -131,10 +131,10 @@ async def test_a_roll_takes_new_code_and_rolls_back(tmp_path: Path) -> None:
     """Through the link `current`, of which the supervisor's own release knows nothing."""
     for name in ("1", "2", "3"):
         code = release(tmp_path / name)
-        http = code / "net/http.py"
-        text = http.read_text()
+        operators = code / "net/operators.py"
+        text = operators.read_text()
         assert text.count('SERVICE: Final = "vizora-rt"') == 1
-        http.write_text(text.replace('SERVICE: Final = "vizora-rt"', f'SERVICE: Final = "release {name}"'))
+        operators.write_text(text.replace('SERVICE: Final = "vizora-rt"', f'SERVICE: Final = "release {name}"'))
     channel = code / "net/channel.py"
     text = channel.read_text()
     assert text.count("\nVERSION = 1\n") == 1

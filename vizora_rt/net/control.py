@@ -16,7 +16,8 @@ from typing import Any, Final
 from vizora_rt import errors, report
 from vizora_rt.app.auth import valid_id
 from vizora_rt.errors import Refusal
-from vizora_rt.net.http import Exchange, Response, Server, refuse, segments
+from vizora_rt.net.answers import Response, Sender, refuse, segments
+from vizora_rt.net.http import Server
 from vizora_rt.net.store import LOST, Store
 from vizora_rt.wire import bodies, messages, resp
 from vizora_rt.wire.http import Request
@@ -111,10 +112,10 @@ class Control:
         """Take a route. With a schema there must be a body; a call that changes something is audited."""
         changing = method != "GET" if changes is None else changes
 
-        def route(request: Request, exchange: Exchange) -> Response | Awaitable[Response]:
+        def route(request: Request, sender: Sender) -> Response | Awaitable[Response]:
             if not self._allowed(request):
                 return refuse(errors.API_KEY_INVALID)
-            return self._serve(request, exchange, pattern, handler, schema, changing)
+            return self._serve(request, sender, pattern, handler, schema, changing)
 
         self._server.add(method, pattern, route)
 
@@ -125,7 +126,7 @@ class Control:
     async def _serve(
         self,
         request: Request,
-        exchange: Exchange,
+        sender: Sender,
         pattern: str,
         handler: Handler,
         schema: type[Any] | None,
@@ -145,7 +146,7 @@ class Control:
                 method=request.method,
                 path=pattern,
                 status=response.status,
-                address=exchange.client(request),
+                address=sender.client(request),
                 **({"idempotency_key": call.key} if call.key else {}),
                 **call.audit,
             )

@@ -13,9 +13,9 @@ from vizora_rt.app import commands, screenshots
 from vizora_rt.app.auth import valid_id
 from vizora_rt.app.commands import DEFAULT_TTL, MAX_PAYLOAD, PLAYLIST, TOKEN, TOKEN_TTL, Entry, key
 from vizora_rt.net import devices
+from vizora_rt.net.answers import Response
 from vizora_rt.net.control import Call, Control, RefusedError, now_ms
 from vizora_rt.net.gateway import Gateway
-from vizora_rt.net.http import Response
 from vizora_rt.net.ledger import command_key, place_of
 from vizora_rt.net.orders import Tally
 from vizora_rt.net.plays import plays_of

@@ -6,31 +6,25 @@ after its first byte, an answer taken and a quiet connection gone after a minute
 """
 
 import asyncio
-import hmac
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable
 from time import perf_counter_ns
-from typing import Any, Final, Protocol, cast
-from urllib.parse import unquote
+from typing import Final, Protocol, cast
 
-from vizora_rt import errors, metrics, report
+from vizora_rt import errors, report
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
-from vizora_rt.net.admission import RETRY_AFTER
+from vizora_rt.net.answers import Answer, Response, Route, refuse, segments
 from vizora_rt.net.connection import CLOSE_SECONDS, Connection
 from vizora_rt.net.gateway import Settle
 from vizora_rt.net.greeting import Greeting, Host
+from vizora_rt.net.operators import LOOPBACK, Ask, Operators
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
-from vizora_rt.wire import http, messages, proxy, resp, socketio
+from vizora_rt.wire import http, proxy, socketio
 from vizora_rt.wire.http import Request, RequestParser
-from vizora_rt.wire.resp import ReplyError
 
 log = report.logger("http")
-
-SERVICE: Final = "vizora-rt"
 
 KEEP_ALIVE_SECONDS: Final = 60.0
 """A quiet connection goes after four of Prometheus' usual scrape intervals."""
@@ -50,53 +44,6 @@ UNMATCHED: Final = "unmatched"
 
 HEALTH: Final = frozenset({"/health", "/health/live", "/health/ready"})
 """A 503 of these is an answer, and no error of ours."""
-
-PING: Final = resp.pack("PING")
-HEALTH_SECONDS: Final = 1.0
-
-FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")
-"""Beginnings of the header fields of a proxy; who sends one of its own is only trusted less."""
-LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
-
-
-@dataclass(slots=True)
-class Response:
-    """What a route answers. `waited`: nanoseconds of it that were spent waiting for a device."""
-
-    status: int
-    body: bytes = b""
-    content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
-    waited: int = 0
-
-
-Answer = Response | Awaitable[Response]
-Route = Callable[[Request, "Exchange"], Answer]
-Ask = Callable[..., None]
-
-
-def json_response(status: int, value: Any) -> Response:
-    return Response(status, messages.dumps(value))
-
-
-def refuse(refusal: Refusal, allow: str = "", **more: object) -> Response:
-    """The one shape of all refusals. A passing one says when to come back, a wrong method which ones are right."""
-    body = {"code": refusal.code, "message": refusal.message, "retryable": refusal.retryable, **more}
-    headers: tuple[tuple[str, str], ...] = ()
-    if refusal.status in (429, 503):
-        headers = (("Retry-After", str(refusal.retry_after or RETRY_AFTER)),)
-    elif refusal.status == 405:
-        headers = (("Allow", allow or "GET, HEAD"),)  # RFC 9110 section 15.5.6
-    return Response(refusal.status, messages.dumps(body), headers=headers)
-
-
-def segments(request: Request) -> list[str]:
-    """The parts of a path, each decoded by itself: an id may hold a slash."""
-    target = request.target.partition("?")[0]
-    if not target.startswith("/"):
-        return request.path.split("/")[1:]
-    parts = [unquote(part) for part in target.split("/")[1:]]
-    return parts[1:] if parts[0] == "api" and len(parts) > 1 else parts
 
 
 class Door(Host, Protocol):
@@ -124,17 +71,8 @@ class Server:
         self.exchanges = 0
         self.limit = config.max_connections + SPARE_CONNECTIONS
         self.proxies = proxy.networks(config.server.trusted_proxies)
-        self._store = store
-        self._ask = ask
-        self._started = time.monotonic()
-        self._routes: dict[str, dict[str, Route]] = {
-            "/metrics": {"GET": self._metrics_route},
-            "/internal/metrics": {"GET": self._metrics_route},
-            "/health": {"GET": self._health},
-            "/health/live": {"GET": lambda request, exchange: json_response(200, {"status": "live"})},
-            "/health/ready": {"GET": self._ready},
-            "/status": {"GET": self._status},
-        }
+        operators = Operators(config, gateway, store, ask).routes
+        self._routes: dict[str, dict[str, Route]] = {path: {"GET": route} for path, route in operators.items()}
         self._patterns: dict[tuple[str, ...], str] = {}
 
     def add(self, method: str, pattern: str, route: Route) -> None:
@@ -192,89 +130,6 @@ class Server:
     def limited(self, limit: str) -> None:
         """Count that `limit` was met."""
         self.metrics.counter("limits_exceeded_total", limit).value += 1
-
-    # Routes
-
-    async def _metrics_route(self, request: Request, exchange: "Exchange") -> Response:
-        if not self._may_scrape(request, exchange):
-            return refuse(errors.FORBIDDEN)
-        openmetrics, content_type = metrics.negotiate(request.headers.get("accept", ""))
-        compress = "gzip" in request.headers.get("accept-encoding", "")
-        body = await self._asked("metrics", openmetrics, compress)
-        if body is None:
-            return refuse(errors.OVERLOADED)
-        encoding = (("Content-Encoding", "gzip"),) if compress else ()
-        return Response(200, body, content_type, (*encoding, ("Vary", "Accept, Accept-Encoding")))
-
-    def _may_scrape(self, request: Request, exchange: "Exchange") -> bool:
-        settings = self.config.metrics
-        if settings.public:
-            return True
-        if settings.token:
-            scheme, _, token = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), settings.token.encode()):
-                return True
-        # A proxy on this machine connects from loopback too: then it says for whom.
-        forwarded = exchange.proxied or any(name.startswith(FORWARDED) for name in request.headers)
-        return exchange.address.startswith(LOOPBACK) and not forwarded
-
-    async def _health(self, request: Request, exchange: "Exchange") -> Response:
-        latency, status = await asyncio.gather(self._redis_latency(), self._asked("status"))
-        full = self._store.full if latency is not None else ""
-        redis: dict[str, object] = {"status": "down" if latency is None else "degraded" if full else "up"}
-        redis["latencyMs"] = latency
-        if full:
-            redis["reason"] = f"takes no writes: {full}"
-        service = messages.loads(status) if status is not None else {}
-        workers = service.get("workers", [])
-        up = sum(worker["state"] == "ready" for worker in workers)
-        whole = redis["status"] == "up" and up >= self.config.workers
-        word = "unhealthy" if self.gateway.draining else "healthy" if whole else "degraded"
-        body = {
-            "status": word,
-            "service": SERVICE,
-            "timestamp": messages.iso(time.time_ns() // 1_000_000),
-            # The service's, not that of the worker which happens to answer: that one may have come with the last roll.
-            "uptime": service.get("uptime", round(time.monotonic() - self._started, 3)),
-            "dependencies": {
-                "redis": redis,
-                "workers": {
-                    "status": "up" if up >= self.config.workers else "degraded",
-                    "up": up,
-                    "of": self.config.workers,
-                },
-            },
-        }
-        return json_response(200, body)
-
-    def _ready(self, request: Request, exchange: "Exchange") -> Response:
-        if self.gateway.draining:
-            return refuse(errors.DRAINING)
-        # A worker that answers is one that is up.
-        return json_response(200, {"status": "ready"}) if self._store.partly_up else refuse(errors.STORE_UNAVAILABLE)
-
-    async def _status(self, request: Request, exchange: "Exchange") -> Response:
-        body = await self._asked("status")
-        return Response(200, body) if body is not None else refuse(errors.OVERLOADED)
-
-    async def _asked(self, what: str, openmetrics: bool = False, compress: bool = False) -> bytes | None:
-        answered: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-
-        def on_answer(body: bytes | None) -> None:
-            if not answered.done():
-                answered.set_result(body)
-
-        self._ask(what, openmetrics, on_answer, compress)
-        return await answered
-
-    async def _redis_latency(self) -> float | None:
-        started = perf_counter_ns()
-        try:
-            async with asyncio.timeout(HEALTH_SECONDS):
-                reply = await self._store.request("ping", PING)
-        except TimeoutError:
-            return None
-        return None if isinstance(reply, ReplyError) else (perf_counter_ns() - started) / 1e6
 
 
 class Exchange(asyncio.Protocol):

@@ -1,0 +1,135 @@
+"""The routes of operators: metrics, health and status. What the supervisor knows is asked of it."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Final, Protocol
+
+from vizora_rt import errors, metrics
+from vizora_rt.config import Config
+from vizora_rt.net.answers import Response, Route, Sender, json_response, refuse
+from vizora_rt.net.store import Store
+from vizora_rt.wire import messages, resp
+from vizora_rt.wire.http import Request
+from vizora_rt.wire.resp import ReplyError
+
+SERVICE: Final = "vizora-rt"
+
+PING: Final = resp.pack("PING")
+HEALTH_SECONDS: Final = 1.0
+
+FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")
+"""Beginnings of the header fields of a proxy; who sends one of its own is only trusted less."""
+LOOPBACK: Final = ("127.", "::1", "::ffff:127.")
+
+Ask = Callable[..., None]
+"""Has the supervisor answer: what, whether as OpenMetrics, who gets it, whether gzipped."""
+
+
+class Draining(Protocol):
+    """The gateway, as far as operators ask for it."""
+
+    @property
+    def draining(self) -> bool: ...
+
+
+class Operators:
+    """Their routes of one worker."""
+
+    def __init__(self, config: Config, gateway: Draining, store: Store, ask: Ask) -> None:
+        self._config = config
+        self._gateway = gateway
+        self._store = store
+        self._ask = ask
+        self._started = time.monotonic()
+        self.routes: dict[str, Route] = {
+            "/metrics": self._metrics,
+            "/internal/metrics": self._metrics,
+            "/health": self._health,
+            "/health/live": lambda request, sender: json_response(200, {"status": "live"}),
+            "/health/ready": self._ready,
+            "/status": self._status,
+        }
+
+    async def _metrics(self, request: Request, sender: Sender) -> Response:
+        if not self._may_scrape(request, sender):
+            return refuse(errors.FORBIDDEN)
+        openmetrics, content_type = metrics.negotiate(request.headers.get("accept", ""))
+        compress = "gzip" in request.headers.get("accept-encoding", "")
+        body = await self._asked("metrics", openmetrics, compress)
+        if body is None:
+            return refuse(errors.OVERLOADED)
+        encoding = (("Content-Encoding", "gzip"),) if compress else ()
+        return Response(200, body, content_type, (*encoding, ("Vary", "Accept, Accept-Encoding")))
+
+    def _may_scrape(self, request: Request, sender: Sender) -> bool:
+        settings = self._config.metrics
+        if settings.public:
+            return True
+        if settings.token:
+            scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), settings.token.encode()):
+                return True
+        # A proxy on this machine connects from loopback too: then it says for whom.
+        forwarded = sender.proxied or any(name.startswith(FORWARDED) for name in request.headers)
+        return sender.address.startswith(LOOPBACK) and not forwarded
+
+    async def _health(self, request: Request, sender: Sender) -> Response:
+        latency, status = await asyncio.gather(self._redis_latency(), self._asked("status"))
+        full = self._store.full if latency is not None else ""
+        redis: dict[str, object] = {"status": "down" if latency is None else "degraded" if full else "up"}
+        redis["latencyMs"] = latency
+        if full:
+            redis["reason"] = f"takes no writes: {full}"
+        service = messages.loads(status) if status is not None else {}
+        workers = service.get("workers", [])
+        up = sum(worker["state"] == "ready" for worker in workers)
+        whole = redis["status"] == "up" and up >= self._config.workers
+        word = "unhealthy" if self._gateway.draining else "healthy" if whole else "degraded"
+        body = {
+            "status": word,
+            "service": SERVICE,
+            "timestamp": messages.iso(time.time_ns() // 1_000_000),
+            # The service's, not that of the worker which happens to answer: that one may have come with the last roll.
+            "uptime": service.get("uptime", round(time.monotonic() - self._started, 3)),
+            "dependencies": {
+                "redis": redis,
+                "workers": {
+                    "status": "up" if up >= self._config.workers else "degraded",
+                    "up": up,
+                    "of": self._config.workers,
+                },
+            },
+        }
+        return json_response(200, body)
+
+    def _ready(self, request: Request, sender: Sender) -> Response:
+        if self._gateway.draining:
+            return refuse(errors.DRAINING)
+        # A worker that answers is one that is up.
+        return json_response(200, {"status": "ready"}) if self._store.partly_up else refuse(errors.STORE_UNAVAILABLE)
+
+    async def _status(self, request: Request, sender: Sender) -> Response:
+        body = await self._asked("status")
+        return Response(200, body) if body is not None else refuse(errors.OVERLOADED)
+
+    async def _asked(self, what: str, openmetrics: bool = False, compress: bool = False) -> bytes | None:
+        answered: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+        def on_answer(body: bytes | None) -> None:
+            if not answered.done():
+                answered.set_result(body)
+
+        self._ask(what, openmetrics, on_answer, compress)
+        return await answered
+
+    async def _redis_latency(self) -> float | None:
+        started = perf_counter_ns()
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                reply = await self._store.request("ping", PING)
+        except TimeoutError:
+            return None
+        return None if isinstance(reply, ReplyError) else (perf_counter_ns() - started) / 1e6
