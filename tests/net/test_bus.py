@@ -154,7 +154,7 @@ async def test_a_connection_that_leads_nowhere_is_left(
 async def test_a_quiet_connection_stays(
     redis_url: str, client: Any, proxy: Proxy, ears: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bus, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(bus, "CHECK_SECONDS", 0.5)
     here = await ears(await proxy.open())
     await listening(client, here)
     connections, checks = proxy.connections, 0
@@ -165,7 +165,7 @@ async def test_a_quiet_connection_stays(
         return data
 
     proxy.rewrite = count
-    await until(lambda: checks >= 5)
+    await until(lambda: checks >= 3)
     assert proxy.connections == connections
     assert listeners(client, here) == 1
 

@@ -126,6 +126,8 @@ async def test_each_fault_arrives_once_with_its_ids_and_no_weather_does(service:
         os.kill(store, signal.SIGCONT)
     await asyncio.to_thread(until, lambda: service.get("/health/ready")[0] == 200)
 
+    # What it has not sent yet goes with it.
+    await asyncio.to_thread(until, lambda: ("handshake refused", "STORE_UNAVAILABLE") in events(sink))
     (worker,) = service.workers()
     os.kill(worker, signal.SIGKILL)
     crash = await wait(sink, "event", process="supervisor")

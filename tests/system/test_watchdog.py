@@ -18,7 +18,7 @@ import redis
 from tests.adversity import Fleet
 from tests.net.peers import SECRETS
 from tests.net.proxy import Proxy
-from tests.service import PATIENCE, Service, alive, kill_ours
+from tests.service import PATIENCE, Service, alive, kill_ours, until
 from vizora_rt.net import embedded
 
 WATCHDOG_SECONDS = 1.0
@@ -87,7 +87,7 @@ async def test_a_hung_supervisor_is_restarted(tmp_path: Path, manager: Manager) 
                 assert await watching >= 1
                 hung = time.monotonic()
                 await asyncio.to_thread(manager.end, service, group)
-                assert not any(map(alive, group))
+                await asyncio.to_thread(until, lambda: not any(map(alive, group)))
                 await asyncio.to_thread(service.start)
                 gateway.target = service.port
                 await fleet.online()
