@@ -55,6 +55,8 @@ class Admission:
         self._loop = asyncio.get_running_loop()
         self._arrived: list[tuple[Callable[[], None], Refused]] = []
         self._next = 0.0
+        # Of who is refused before it is known whose it is: there from the start, so that no refusal makes a series.
+        metrics.organization("ws_connections_total", UNKNOWN_ORGANIZATION, "rejected")
 
     def admit(self, request: Request, address: str, admitted: Admitted, refused: Refused) -> None:
         """Decide on a native opening handshake; one of the two is called once, perhaps later.
