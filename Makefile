@@ -77,11 +77,12 @@ $(NODE)/.installed: Makefile | $(VENV)/.installed
 	@npm install --prefix $(NODE) --no-save --no-audit --no-fund --loglevel=error $(PEERS)
 	@touch $@
 
-# A pyenv shim named python3.12 exists without that Python behind it: candidates are run, not looked up.
+# A pyenv shim named python3.12 exists without that Python behind it: candidates are run, not looked up. An environment
+# without pip is one whose making was interrupted.
 FIT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 define VENV_READY
-if ! $(BIN)/python -c '$(FIT)' 2>/dev/null; then \
+if ! $(BIN)/python -c 'import pip; $(FIT)' 2>/dev/null; then \
 	for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
 		if "$$python" -c '$(FIT)' 2>/dev/null; then found="$$python"; break; fi; \
 	done; \
