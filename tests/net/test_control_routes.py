@@ -437,6 +437,25 @@ class TestDevices:
             (command_id,) = answer.body["commandIds"]
             assert list((await call(one, "GET", f"/commands/{command_id}")).body["devices"]) == ["hall"]
 
+    async def test_a_device_that_moves_with_a_playlist_is_told_of(
+        self, redis_url: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Which may be the new organisation's, put there ahead of it."""
+        async with fleet(redis_url, 1) as (node,):
+            for name in ("lobby", "hall"):
+                await Screen.dial(node, name)
+            playlist = {"deviceId": "lobby", "playlist": {"items": [1]}, "version": "v1"}
+            assert (await call(node, "POST", "/push/playlist", playlist)).status == 200
+            capfd.readouterr()
+            screen = await Screen.dial(node, "lobby", organization="beta")
+            await Screen.dial(node, "hall", organization="beta")
+            lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+            (told,) = (line for line in lines if line["event"].startswith("device moved"))
+            assert (told["device_id"], told["left"], told["organization_id"]) == ("lobby", "acme", "beta")
+            assert (told["version"], told["waiting"]) == ("v1", False)
+            answer = await screen.answer("playlist:request", {}, 1)
+            assert answer["data"]["playlist"] == {"items": [1]}
+
     @pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=x", "offset=-1", "limit=", "offset=99999999999"])
     async def test_what_is_no_page(self, redis_url: str, query: str) -> None:
         async with fleet(redis_url, 1) as (node,):

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from vizora_rt import report
 from vizora_rt.app.state import Device, State
 from vizora_rt.config import Config
 from vizora_rt.errors import SUPERSEDED
@@ -33,6 +34,8 @@ redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
 if owner then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
+
+log = report.logger("presence")
 
 
 class Absence:
@@ -108,7 +111,7 @@ class Presence:
         device.listed = claim.connected // 1000
         before, since = parse_status(claim.before)
         if claim.before and b'"organizationId":%b,' % messages.dumps(device.organization_id) not in claim.before:
-            self._moved(device, claim.before)
+            self._moved(device, claim)
         device.status, device.reason = self._state.expected(device.organization_id)
         if device.status != claim.status:
             # What is known of its organisation came with the claim.
@@ -118,16 +121,29 @@ class Presence:
         if before == "offline":
             self.ownership.on_return(device, since)
 
-    def _moved(self, device: Device, before: bytes) -> None:
-        """The device came with another organisation's token than the last time."""
+    def _moved(self, device: Device, claim: Claim) -> None:
+        """The device came with another organisation's token than the last time.
+
+        What is stored for it stays: who pushed it named a device and no organisation, and may have put it there for the
+        new one, ahead of the move. If it was not, somebody has to know.
+        """
         try:
-            found = messages.loads(before)
+            found = messages.loads(claim.before)
         except messages.JSONError:
             return
         left = found.get("organizationId") if isinstance(found, dict) else None
         if isinstance(left, str) and left not in ("", device.organization_id):
             self.statuses.delist(left, device.id)
             self.on_moved(device, left)
+            if claim.version is not None or claim.waiting:
+                log.warning(
+                    "device moved with what is stored for it",
+                    device_id=device.id,
+                    organization_id=device.organization_id,
+                    left=left,
+                    version=claim.version,
+                    waiting=claim.waiting,
+                )
 
     def silent(self, device: Device) -> float:
         """The time of a connected device's watch: stale when it is silent too long. Seconds until the next look."""
