@@ -116,12 +116,12 @@ class Connection(asyncio.Protocol):
         self._corked = False
         self._dropped = 0
         self._ending = False
-        self._early = b""
+        self._early: bytes | list[str | bytes] = b""
         self._stalled = 0.0
         self._watched = False
 
-    def attach(self, transport: asyncio.Transport, handshake: bytes, early: bytes = b"") -> None:
-        """Take over `transport`; `early` came behind the request.
+    def attach(self, transport: asyncio.Transport, handshake: bytes, early: bytes | list[str | bytes] = b"") -> None:
+        """Take over `transport`; `early` came behind the request, or are messages that came before the answer.
 
         What the application sends before `release` goes out with the handshake's answer.
         """
@@ -134,11 +134,16 @@ class Connection(asyncio.Protocol):
 
     def release(self) -> None:
         """Write what was corked, and read."""
+        early, self._early = self._early, b""
+        if isinstance(early, list):
+            for payload in early:
+                if self.session.state == OPEN:
+                    self._app.message(self, payload)
+            early = b""
         self._corked = False
         self.flush()
         if self.transport is not None and not self._stalled:
             self.transport.resume_reading()
-        early, self._early = self._early, b""
         if early:
             self.data_received(early)
 

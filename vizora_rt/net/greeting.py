@@ -2,7 +2,7 @@
 
 It is sent the open packet at once and must connect in time. What cannot be retried is refused with a CONNECT_ERROR,
 after which shipped clients stay away; on whatever will pass the connection is ended without a packet, and they come
-back. Until it is answered a client says nothing else, as the reference server demands: nothing waits here.
+back. What a client says before the answer waits for it, in bounds: a native one may do so too.
 """
 
 import asyncio
@@ -67,7 +67,8 @@ class Greeting(asyncio.Protocol):
     """One client that has not said who it is, or is being checked."""
 
     __slots__ = (
-        "_address", "_asking", "_due", "_lobby", "_packets", "_request", "_session", "_started", "_transport",
+        "_address", "_asking", "_due", "_early", "_lobby", "_packets", "_request", "_room", "_session", "_started",
+        "_transport",
     )  # fmt: skip
 
     def __init__(self, lobby: Lobby, request: Request, address: str) -> None:
@@ -79,6 +80,8 @@ class Greeting(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._due = 0.0
         self._packets = 0
+        self._early: list[str | bytes] = []
+        self._room = lobby.config.limits.header_bytes
         self._asking = False
         self._started = 0
 
@@ -137,10 +140,19 @@ class Greeting(asyncio.Protocol):
             self._lobby.gateway.greet(self._request, packet, self._address, self._session, self._greeted)
         elif packet is None:
             self._end(errors.NORMAL)
-        elif not isinstance(packet, bytes) or self._packets > PACKETS:
+        elif self._packets > PACKETS or not (self._asking or isinstance(packet, bytes)):
             self._end(errors.PROTOCOL_ERROR)
+        elif not isinstance(packet, bytes):
+            self._keep(payload)
         elif packet:
             self._session.send(packet)
+
+    def _keep(self, payload: str | bytes) -> None:
+        self._room -= len(payload)
+        if self._room < 0:
+            self._end(errors.TOO_BIG)
+        else:
+            self._early.append(payload)
 
     def _greeted(self, outcome: Connection | Refusal) -> None:
         transport = self._transport
@@ -149,7 +161,7 @@ class Greeting(asyncio.Protocol):
                 return  # it left meanwhile
             self._leave()
             answer = encode_frame(TEXT, socketio.connected(secrets.token_urlsafe(ID_BYTES)))
-            outcome.attach(transport, answer)
+            outcome.attach(transport, answer, self._early)
             self._lobby.gateway.handshaken(perf_counter_ns() - self._started, "/socket.io/")
         elif outcome.retryable:
             self._end(CLOSES.get(outcome, errors.OVERLOADED_CLOSE))
