@@ -3,37 +3,17 @@
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.net.peers import Client, Json, Node, Wire, device_token, dial, dial_device, frame, until, upgrade, user_token
+from tests.net.peers import Client, Node, Wire, device_token, dial, dial_device, frame, until, upgrade, user_token
 from vizora_rt.app.handlers import Event
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 Open = Callable[..., Any]
-
-
-@pytest.fixture
-async def opened(redis_url: str) -> AsyncIterator[Open]:
-    """Starts workers, given the configuration."""
-    nodes: list[Node] = []
-
-    async def start(**sections: Json) -> Node:
-        nodes.append(await Node(redis_url, 0, **sections).start())
-        return nodes[-1]
-
-    yield start
-    for node in nodes:
-        await node.stop()
-
-
-@pytest.fixture
-async def node(opened: Open) -> Node:
-    started: Node = await opened()
-    return started
 
 
 @pytest.fixture

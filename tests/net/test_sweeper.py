@@ -1,6 +1,5 @@
 """Workers that die, are cut off for a while, stand still or are replaced: two of them on one loop."""
 
-import asyncio
 import json
 from contextlib import AsyncExitStack
 from functools import partial
@@ -9,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.net.peers import Client, Json, Node, dial_device, until
-from tests.net.proxy import Proxy
 from tests.net.watching import dashboard, silent, status
+from tests.net.workers import Gate
 from vizora_rt.net import sweeper
 from vizora_rt.net.embedded import Embedded
 from vizora_rt.net.link import Address
@@ -20,22 +19,6 @@ pytestmark = pytest.mark.usefixtures("quick")
 DEAD: Json = {"worker_lost_after_seconds": 0.4, "offline_after_seconds": 60.0}
 LATER: Json = {"server": {"drain_seconds": 3600}}
 """An heir inherits only after a drain: here none does."""
-
-
-class Gate(Proxy):
-    """A way to the store that can be shut."""
-
-    shut = False
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.shut:
-            writer.close()
-        else:
-            await super()._serve(reader, writer)
-
-    def away(self) -> None:
-        self.shut = True
-        self.cut()
 
 
 class Pair:
