@@ -14,7 +14,6 @@ from bench.scenario import OLD_SUITE, Scenario
 OUTAGE_SHARE = 0.3
 """Of the run, that Redis is away."""
 NO_LOSS = ("plays.lost==0", "play.accepted>=100%")
-PLAYER = "VIZORA_PLAYER__HEARTBEAT_INTERVAL"
 
 
 async def load(agent: Agent) -> None:

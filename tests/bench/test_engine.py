@@ -28,8 +28,6 @@ from vizora_rt.wire.messages import Heartbeat, decode, validate
 SECRET = "0123456789abcdef0123456789abcdef"
 SOCKETIO = "/socket.io/?EIO=4&transport=websocket"
 ACK = {"success": True, "data": {"commands": []}, "timestamp": "2026-11-23T04:00:00.000Z"}
-LIMITED = {"success": False, "code": "RATE_LIMITED", "error": "rate_limited", "retryable": True}
-DROPPED = {"success": False, "code": "AUTH_INVALID", "message": "auth_invalid", "retryable": False}
 
 Handler = Callable[[ServerConnection], Any]
 

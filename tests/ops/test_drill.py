@@ -54,7 +54,7 @@ class TestDrill:
             assert any(line.startswith(f"{result.alert}: fired after") for line in said)
 
     @pytest.mark.soak
-    async def test_all(self, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_all(self) -> None:
         results = await drill.run([], OPS, print, jobs=2)
         print("\n".join(drill.table(results)))
         assert {result.alert: result.failure for result in results} == {alert.name: "" for alert in alerts.ALERTS}
