@@ -36,7 +36,7 @@ def heartbeat(text: str) -> bytes:
 
 
 def test_decode(benchmark: BenchmarkFixture) -> None:
-    assert benchmark(decode, TEXT) == ("heartbeat", 4711, DATA)
+    assert benchmark(decode, TEXT) == ("heartbeat", 4711, validate(Heartbeat, DATA))
 
 
 def test_decode_noise(benchmark: BenchmarkFixture) -> None:

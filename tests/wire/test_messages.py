@@ -34,8 +34,11 @@ from vizora_rt.wire.messages import (
 NOON = b"2026-11-23T04:00:00.000Z"
 
 ENVELOPES = [
-    ('{"event":"heartbeat","id":7,"data":{"uptime":1}}', ("heartbeat", 7, {"uptime": 1})),
-    ('{"event":"heartbeat","data":{}}', ("heartbeat", None, {})),
+    ('{"event":"heartbeat","id":7,"data":{"uptime":1}}', ("heartbeat", 7, Heartbeat(uptime=1))),
+    ('{"event":"heartbeat","data":{}}', ("heartbeat", None, Heartbeat())),
+    ('{"id":7,"event":"heartbeat","data":{"uptime":1}}', ("heartbeat", 7, {"uptime": 1})),
+    ('{"event":"heartbeat","id":7,"data":{"battery":1}}', ("heartbeat", 7, {"battery": 1})),
+    ('{"event":"heartbeat","data":{},"event":"a"}', ("a", None, {})),
     ('{"event":"heartbeat"}', ("heartbeat", None, None)),
     ('{"event":"heartbeat","id":null,"data":null}', ("heartbeat", None, None)),
     ('{"event":"heartbeat","id":0}', ("heartbeat", 0, None)),
@@ -158,7 +161,11 @@ SCHEMAS: list[type[Struct]] = [
     Play,
     Phase,
     Batch,
-    *(kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, Struct)),
+    *(
+        kind
+        for name, kind in vars(messages).items()
+        if isinstance(kind, type) and issubclass(kind, Struct) and not name.startswith("_")
+    ),
 ]
 SCHEMAS.remove(Struct)
 
@@ -179,6 +186,11 @@ any_json = st.recursive(
     scalars | json_text | st.datetimes().map(lambda time: f"{time.isoformat()}Z"),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_name, inner, max_size=6),
     max_leaves=20,
+)
+
+heartbeats = st.dictionaries(
+    st.sampled_from(names_of(Heartbeat)) | any_name,
+    scalars | json_text | st.dictionaries(st.sampled_from(names_of(DeviceMetrics) + names_of(Content)), scalars),
 )
 
 
@@ -239,6 +251,25 @@ class TestDecode:
             assert decoded[1] == message.get("id")
             for text in strings_in([decoded[0], decoded[2]]):
                 text.encode()
+
+    @given(heartbeats, any_json, st.integers(-1, MAX_ID + 1) | st.none(), st.integers(21, 400), st.text(max_size=3))
+    @example({"uptime": 1}, None, 7, 400, "")
+    @example({"appVersion": "x"}, None, 7, 51, "\\ud83d")
+    @example({"appVersion": "x"}, None, 7, 51, "\ud800")
+    @example({"uptime": 1}, None, 7, 45, "e999")
+    def test_a_heartbeat_in_one_step_means_the_same(
+        self, data: dict[str, Any], odd: Any, ack_id: int | None, at: int, inserted: str
+    ) -> None:
+        """A space in front makes it one like any other."""
+
+        def meaning(text: str) -> object:
+            decoded = decode(text)
+            return (*decoded[:2], validate(Heartbeat, decoded[2])) if isinstance(decoded, tuple) else decoded
+
+        for each in (data, odd):
+            whole = encode("heartbeat", messages.dumps(each), ack_id).decode()
+            text = whole[:at] + inserted + whole[at:]
+            assert meaning(text) == meaning(" " + text)
 
     @given(any_json, st.integers(0, MAX_ID) | st.none())
     def test_returns_what_was_encoded(self, data: Any, ack_id: int | None) -> None:

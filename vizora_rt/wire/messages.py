@@ -42,7 +42,7 @@ MAX_DETAILS = 10
 """Reasons given for one refusal. A batch in which all is wrong would have six hundred."""
 
 Envelope = tuple[str, int | None, Any]
-"""event, id (None: no ack is wanted), data"""
+"""event, id (None: no ack is wanted), data: as JSON has it, or what its schema makes of that already"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ ContentId = Annotated[str, Meta(min_length=1, max_length=128)]
 BOOT_PATTERN: Final = r"^[A-Za-z0-9._~+/=-]{1,64}\Z"
 Boot = Annotated[str, Meta(pattern=BOOT_PATTERN)]
 """A random id as UUIDs, hex, base64 and nanoid write it; without the colon that divides a play_id."""
+AckId = Annotated[int, Meta(ge=0, le=MAX_ID)]
 Seq = Annotated[int, Meta(ge=1, le=MAX_ID)]
 Phase = Literal["start", "end"]
 Time = Annotated[float, Meta(ge=0, le=LAST_MS)] | datetime
@@ -125,6 +126,23 @@ class Heartbeat(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="
     screen_state: Text32 | None = None
     playback_source: Text32 | None = None
     content_version: Text64 | None = None
+
+
+class _Beat(Struct, forbid_unknown_fields=True, gc=False):
+    """A heartbeat in its envelope, if nothing is wrong or new in it: to read it in one step takes a third of the time
+    of objects first and their conversion then."""
+
+    event: Literal["heartbeat"]
+    data: Heartbeat
+    id: AckId | None = None
+
+
+class _ListedBeat(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The same as the Socket.IO dialect has it."""
+
+    id: AckId
+    event: Literal["heartbeat"]
+    data: Heartbeat
 
 
 class Play(Struct, forbid_unknown_fields=True, rename="camel", gc=False, kw_only=True):
@@ -223,6 +241,10 @@ def iso(ms: int) -> str:
     return (EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+_decode_beat = msgspec.json.Decoder(_Beat).decode
+_decode_listed_beat = msgspec.json.Decoder(_ListedBeat).decode
+
+
 def dumps(value: Any) -> bytes:
     """`value` as JSON."""
     return orjson.dumps(value)
@@ -239,6 +261,13 @@ def bounded(value: Any, limit: int) -> bytes | None:
 
 def decode(text: str) -> Envelope | Refusal:
     """One native message, `{"event":...,"id":...,"data":...}`."""
+    if text.startswith('{"event":"heartbeat"'):
+        try:
+            beat = _decode_beat(text)
+        except (msgspec.DecodeError, UnicodeError):
+            pass  # what is wrong with it, or new in it, is found out below
+        else:
+            return "heartbeat", beat.id, beat.data
     try:
         message = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -252,6 +281,15 @@ def decode(text: str) -> Envelope | Refusal:
     if ack_id is not None and (ack_id.__class__ is not int or not 0 <= ack_id <= MAX_ID):
         return BAD_MESSAGE
     return event, ack_id, message.get("data")
+
+
+def listed_heartbeat(text: str) -> Envelope | None:
+    """The JSON `[id,"heartbeat",data]`, None when anything is wrong or new in it."""
+    try:
+        beat = _decode_listed_beat(text)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+    return "heartbeat", beat.id, beat.data
 
 
 def encode(event: str, body: bytes, ack_id: int | None = None) -> bytes:
@@ -294,6 +332,8 @@ def error(refusal: Refusal, event: str | None, extra: Mapping[str, Any] = {}) ->
 
 def validate(schema: type[Any], data: Any) -> Any:
     """`data` as `schema`; else `Repaired` with what could be kept, or `Invalid`. `null` and no data are `{}`."""
+    if data.__class__ is schema:
+        return data
     try:
         return msgspec.convert({} if data is None else data, schema)
     except msgspec.ValidationError:

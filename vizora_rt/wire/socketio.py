@@ -8,7 +8,18 @@ is answered and changes nothing: shipped clients take the end of a connection fo
 from typing import Any, Final, NamedTuple
 
 from vizora_rt.errors import BAD_MESSAGE, BINARY_EVENT, NORMAL, UNKNOWN_EVENT, UNKNOWN_NAMESPACE, Close, Refusal
-from vizora_rt.wire.messages import MAX_ID, Aside, Dialect, Envelope, JSONError, Refused, dumps, loads, mended
+from vizora_rt.wire.messages import (
+    MAX_ID,
+    Aside,
+    Dialect,
+    Envelope,
+    JSONError,
+    Refused,
+    dumps,
+    listed_heartbeat,
+    loads,
+    mended,
+)
 
 PATHS: Final = ("/socket.io", "/socket.io/")
 
@@ -108,8 +119,11 @@ def decode(text: str) -> Envelope | Aside:
     if digits.isdecimal():
         # An event with an ack id and data, in the fewest steps, for there is one per heartbeat: the id is read as JSON
         # along with the rest. What is broken anywhere, or is less or more than that, `_event` tells apart.
+        listed = f"[{digits},{rest}"
+        if rest.startswith('"heartbeat"') and (beat := listed_heartbeat(listed)) is not None:
+            return beat
         try:
-            ack_id, event, data = loads(f"[{digits},{rest}")
+            ack_id, event, data = loads(listed)
             if event.__class__ is str and ack_id <= MAX_ID and event != "ack":
                 return event, ack_id, data
         except ValueError:
