@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,163 @@ class TestReload:
             service.signal(signal.SIGHUP)
             service.wait("reloaded")
             assert not set(service.workers()) & set(before)
+
+
+class TestTroubleInARoll:
+    """What comes while successors boot, which takes them a second and longer here."""
+
+    def slow(self, folder: Path, then: str = "") -> tuple[dict[str, str], Path]:
+        """A sabotage: the worker sleeps for a second, `then` it does something. `begun` waits for one that does."""
+        begun = str(folder / "begun")
+        return sabotaged(folder, f"import time; open({begun!r}, 'w').close(); time.sleep(1); {then}")
+
+    def begun(self, folder: Path) -> None:
+        until((folder / "begun").exists)
+
+    def proxied(self, service: Service) -> int:
+        """What a proxy is answered at /metrics: 200 by `metrics.public`, else 403."""
+        return service.get("/metrics", {"x-forwarded-for": "10.0.0.1"})[0]
+
+    def publish(self, folder: Path) -> None:
+        (folder / ".env").write_text("VIZORA_METRICS__PUBLIC=true\n")
+
+    def test_a_bad_configuration_leaves_the_roll_alone(self, tmp_path: Path) -> None:
+        env, flag = self.slow(tmp_path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.bind(str(tmp_path / "notify"))
+            systemd.setblocking(False)
+            with serving(tmp_path, {**env, "NOTIFY_SOCKET": str(tmp_path / "notify")}, workers=1) as service:
+                flag.touch()
+                self.publish(tmp_path)
+                service.signal(signal.SIGHUP)
+                self.begun(tmp_path)
+                (tmp_path / ".env").write_text("VIZORA_METRICS__PUBIC=true\n")
+                service.signal(signal.SIGHUP)
+                service.wait("reload refused")
+                service.wait("reloaded")
+                assert self.proxied(service) == 200
+                assert service.stop() == 0
+            told = list(iter(partial(received, systemd), ""))
+            # For the start, and for the roll: a refusal in the middle of it is not its end.
+            words = [line.partition("=")[0] for line in told if not line.startswith("STATUS")]
+            assert words == ["READY", "RELOADING", "RELOADING", "READY", "STOPPING"]
+
+    def test_a_newer_configuration_is_tried_when_the_last_one_fails(self, tmp_path: Path) -> None:
+        env, flag = self.slow(tmp_path, "os._exit(3)")
+        with serving(tmp_path, env, workers=1) as service:
+            flag.touch()
+            service.signal(signal.SIGHUP)
+            self.begun(tmp_path)
+            self.publish(tmp_path)
+            service.signal(signal.SIGHUP)
+            service.wait("reloading", count=2)
+            flag.unlink()
+            service.wait("successor did not boot")
+            service.wait("reloaded")
+            assert self.proxied(service) == 200
+            assert not any(record["event"] == "roll refused" for record in service.records)
+
+    def test_a_worker_that_dies_meanwhile_is_replaced_by_one_that_boots(self, tmp_path: Path) -> None:
+        env, flag = self.slow(tmp_path, "os._exit(3)")
+        with serving(tmp_path, env, workers=1) as service:
+            (before,) = service.workers()
+            flag.touch()
+            self.publish(tmp_path)
+            service.signal(signal.SIGHUP)
+            self.begun(tmp_path)
+            os.kill(before, signal.SIGKILL)
+            service.wait("roll refused")
+            flag.unlink()
+            service.wait("worker ready", count=2)
+            assert self.proxied(service) == 403
+
+    def test_a_refusal_names_how_many_have_rolled_and_they_stay(self, tmp_path: Path) -> None:
+        boots = str(tmp_path / "boots")
+        second = f"boots = open({boots!r}, 'ab', 0); boots.write(b'.'); boots.tell() == 2 and os._exit(3)"
+        env, flag = sabotaged(tmp_path, second)
+        with serving(tmp_path, env) as service:
+            before = service.workers()
+            flag.touch()
+            self.publish(tmp_path)
+            service.signal(signal.SIGHUP)
+            assert service.wait("roll refused")["rolled"] == 1
+            rolled, left = service.workers()
+            assert rolled != before[0] and left == before[1]
+            # Whoever dies now is replaced by the kind that was seen to boot.
+            for pid in (rolled, left):
+                os.kill(pid, signal.SIGKILL)
+            service.wait("worker ready", count=5)
+            assert self.proxied(service) == 200
+
+    def test_a_worker_that_cannot_be_replaced_stays_and_keeps_its_configuration(self, tmp_path: Path) -> None:
+        env, flag = sabotaged(tmp_path, "os._exit(3)")
+        with serving(tmp_path, env, workers=1) as service:
+            self.publish(tmp_path)
+            service.signal(signal.SIGHUP)
+            service.wait("reloaded")
+            flag.touch()
+            (before,) = service.workers()
+            os.kill(before, signal.SIGTERM)
+            service.wait("roll refused")
+            assert service.workers() == [before]
+            flag.unlink()
+            os.kill(before, signal.SIGKILL)
+            service.wait("worker ready", count=3)
+            assert self.proxied(service) == 200
+
+    def test_a_reload_while_it_starts_is_done_when_it_has_started(self, tmp_path: Path) -> None:
+        env, flag = self.slow(tmp_path)
+        flag.touch()
+        with Service(tmp_path, env, workers=1) as service:
+            service.launch().wait("embedded store started")
+            self.publish(tmp_path)
+            service.signal(signal.SIGHUP)
+            service.port = service.wait("listening")["port"]
+            service.wait("reloaded")
+            assert self.proxied(service) == 200
+
+    def test_ten_reloads_in_a_second_end_where_one_does(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as service:
+            before = service.workers()
+            for number in range(10):
+                service.signal(signal.SIGHUP)
+                service.wait("reloading", count=number + 1)
+            service.wait("reloaded")
+            after = service.workers()
+            assert len(after) == 2 and not set(before) & set(after)
+            assert [worker["state"] for worker in service.status()["workers"]] == ["ready", "ready"]
+            # Those that came while one worker booted are one for the next.
+            assert sum(record["event"] == "worker ready" for record in service.records) < 2 + 2 * 10
+
+    def test_a_store_that_dies_meanwhile_is_back_for_the_new_workers(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as service:
+            before = service.workers()
+            service.signal(signal.SIGHUP)
+            service.wait("reloading")
+            os.kill(store_pid(service), signal.SIGKILL)
+            service.wait("reloaded")
+            assert not set(before) & set(service.workers())
+            until(lambda: service.get("/health/ready")[0] == 200)
+
+    def test_it_is_stopped_in_the_middle_of_one(self, tmp_path: Path) -> None:
+        env, flag = self.slow(tmp_path)
+        with serving(tmp_path, env) as service:
+            flag.touch()
+            service.signal(signal.SIGHUP)
+            self.begun(tmp_path)
+            pids = [worker["pid"] for worker in service.status()["workers"]]
+            assert len(pids) == 3
+            assert service.stop() == 0
+            assert not any(map(alive, [*pids, store_pid(service)]))
+            assert not any("killed" in record["event"] for record in service.records)
+
+
+def received(systemd: socket.socket) -> str:
+    """The next message that is there, or none."""
+    try:
+        return systemd.recv(4096).decode()
+    except BlockingIOError:
+        return ""
 
 
 class TestNotify:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.service import PATIENCE
-from vizora_rt import config, worker
+from vizora_rt import config, supervisor, worker
 from vizora_rt.config import Config, Redis
 from vizora_rt.metrics import BOUNDS, SLOTS, Metrics
 from vizora_rt.net import channel
@@ -179,6 +179,11 @@ async def test_it_drains_with_its_last_figures_and_ends_well() -> None:
         it.listening.close()
         with pytest.raises(ConnectionRefusedError):
             await it.get("/health/live")
+
+
+def test_its_supervisor_waits_longer_than_it_takes() -> None:
+    """Requests and those who came last; then the store, Sentry and the channel."""
+    assert supervisor.BEYOND_DRAIN_SECONDS > 2 * worker.REQUEST_SECONDS + 3 * worker.CLOSE_SECONDS
 
 
 async def test_a_request_under_way_is_answered_before_it_ends() -> None:

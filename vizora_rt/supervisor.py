@@ -342,7 +342,11 @@ class Supervisor:
         current = [slot.current for slot in self._slots if slot.current is not None]
         rolled = sum(other.was_ready and other.generation == self._generation for other in current)
         log.error(
-            "roll refused", worker=process.index, ending=process.ending, error=process.error or None, rolled=rolled
+            "roll refused",
+            worker=process.index,
+            ending=process.ending,
+            error=process.error or None,
+            rolled=rolled or None,
         )
         for other in current:
             other.generation = self._generation
