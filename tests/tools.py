@@ -16,6 +16,7 @@ PACKAGES = {
     "amtool": "prometheus-alertmanager",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "systemd-analyze": "systemd",
+    "systemd-nspawn": "systemd-container",
     "systemd-sysusers": "systemd",
     "systemd-tmpfiles": "systemd",
     "strace": "strace",

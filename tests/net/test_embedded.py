@@ -269,6 +269,20 @@ class TestLeftBehind:
         assert gone(pid)
         assert tell(store, ("GET", "k")) == [b"v"]
 
+    def test_one_whose_socket_was_removed_is_ended(
+        self, state_dir: Path, supervisor: Run, monkeypatch: pytest.MonkeyPatch, begin: Begin
+    ) -> None:
+        process, pid, url = supervisor()
+        assert ask(Address.parse(url), [pack("SET", "k", "v")], 5.0) == [b"OK"]
+        process.kill()
+        process.wait()
+        Path(Address.parse(url).path).unlink()
+        monkeypatch.setattr(embedded, "ADOPT_SECONDS", 0.1)
+        store = begin(state_dir)
+        assert store.pid != pid
+        assert gone(pid)
+        assert tell(store, ("GET", "k")) == [b"v"]
+
     def test_one_that_hangs_and_cannot_be_found(
         self, state_dir: Path, supervisor: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
