@@ -21,10 +21,10 @@ import pytest
 
 from tests.service import PATIENCE, until
 from vizora_rt.app import events, plays
-from vizora_rt.net import embedded, readers
+from vizora_rt.net import embedded, readers, records
 from vizora_rt.net.embedded import Embedded
 from vizora_rt.net.link import Address, ask
-from vizora_rt.net.readers import PAGE, Entry, Fold
+from vizora_rt.net.readers import PAGE
 from vizora_rt.wire.resp import pack
 
 NOW = 1_795_425_772_550
@@ -144,7 +144,7 @@ class TestExport:
         odd = 'comma, "quote"\nnew line \u2603'
         redis.add(redis.play(1, content_id=odd))
         rows = list(csv.reader(io.StringIO(redis.run("plays", "export", "--format", "csv").decode())))
-        assert tuple(rows[0]) == readers.PLAYS.columns
+        assert tuple(rows[0]) == records.PLAYS.columns
         assert rows[1] == ["lobby:b:1", "end", "lobby", "acme", odd, "", str(NOW - 5), str(NOW), "5", "2.5", ""]
 
     def test_partitions_are_merged_by_time(self, redis: Redis) -> None:
@@ -233,18 +233,6 @@ class TestFold:
         assert redis.pending("billing") == 0
         assert redis.lines(*export) == []
 
-    def test_starts_that_wait_too_long_go_alone(self) -> None:
-        fold = Fold(wait=100)
-
-        def start(number: int) -> Entry:
-            fields = {"play_id": f"p{number}", "phase": "start", "client_time": "1"}
-            return Entry(b"k", b"%d-0" % number, (number, 0), fields)
-
-        assert list(fold.feed([start(10), start(50)], 109)) == []
-        (line,) = fold.feed([], 110)
-        assert (line[0]["play_id"], line[1]) == ("p10", [start(10)])
-        assert list(fold.held) == ["p50"]
-
 
 class TestGroup:
     def test_each_entry_once_and_acknowledged(self, redis: Redis) -> None:
@@ -283,7 +271,7 @@ class TestGroup:
         monkeypatch.setattr(readers, "STALE_MS", 0)
         out = redis.folder / "out"
         with out.open("wb") as stream:
-            assert readers.run(redis.url, readers.PLAYS, stream, readers.Options(group="billing")) == PAGE + 10
+            assert readers.run(redis.url, records.PLAYS, stream, readers.Options(group="billing")) == PAGE + 10
         assert out.read_bytes().count(b"\n") == PAGE + 10
 
     def test_entries_that_were_trimmed_while_pending(self, redis: Redis) -> None:

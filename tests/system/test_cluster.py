@@ -17,7 +17,7 @@ from tests.net.peers import device_token, dial, until, user_token
 from tests.net.valkeys import Cluster, Valkeys
 from tests.net.watching import dashboard, join, status
 from vizora_rt.app.plays import stream_key
-from vizora_rt.net import devices, plays, readers, revocations
+from vizora_rt.net import devices, plays, readers, records, revocations
 from vizora_rt.net.cluster import Cluster as ClusterStore
 from vizora_rt.net.direct import Direct
 from vizora_rt.net.topology import Where
@@ -105,11 +105,11 @@ async def test_commands_of_the_shell(cluster: Cluster, tmp_path: Path) -> None:
         for group, count in (("", 39), ("billing", 39), ("billing", 0)):
             with out.open("wb") as file:
                 options = readers.Options(group=group)
-                assert await asyncio.to_thread(readers.run, cluster.url, readers.PLAYS, file, options) == count
+                assert await asyncio.to_thread(readers.run, cluster.url, records.PLAYS, file, options) == count
             lines = [json.loads(line) for line in out.read_text().splitlines()]
             assert len({line["play_id"] for line in lines}) == count
         with out.open("wb") as file:
-            assert await asyncio.to_thread(readers.run, cluster.url, readers.EVENTS, file, readers.Options()) >= 2
+            assert await asyncio.to_thread(readers.run, cluster.url, records.EVENTS, file, readers.Options()) >= 2
         assert await asyncio.to_thread(shell.revoke, "lobby", "stolen", 1)
         assert await screen.ended() == 4501
         assert await asyncio.to_thread(shell.restore, "lobby")

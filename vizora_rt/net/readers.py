@@ -5,25 +5,21 @@ was not acknowledged when a reader died comes first when one starts again. The p
 merged by the time at which Redis took an entry. All of it blocks; Redis is asked over a connection of its own.
 """
 
-import csv
-import io
-import os
 import re
-import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, Final, Literal, TextIO
+from typing import Any, BinaryIO, Final, TextIO
 
 from vizora_rt.app import events, plays
 from vizora_rt.errors import UnavailableError
 from vizora_rt.net.direct import Direct
 from vizora_rt.net.link import explain
 from vizora_rt.net.plays import SCHEMA
+from vizora_rt.net.records import EVENTS, Entry, Fold, Format, Kind, Order, Output, fold
 from vizora_rt.net.topology import Where
-from vizora_rt.wire import messages
 from vizora_rt.wire.resp import ReplyError, pack
 
 PAGE: Final = 500
@@ -33,36 +29,12 @@ AGAIN_SECONDS: Final = 1.0
 TIMEOUT_SECONDS: Final = 30.0
 STALE_MS: Final = 600_000
 """What another reader of the group has not acknowledged for so long, it will not: it is taken over."""
-MAX_HELD: Final = 100_000
-"""Starts that wait for their end, 50 MB."""
 PROGRESS_SECONDS: Final = 0.2
 
 LAST: Final = 2**64 - 1
 """The last entry of a millisecond: a group begins after an entry, not at one."""
 
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-Order = tuple[int, int]
-Record = dict[str, Any]
-Format = Literal["jsonl", "csv"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    key: bytes
-    id: bytes
-    order: Order
-    fields: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What is read. `columns` are of a line, `folded` of a line that joins two entries."""
-
-    name: str
-    columns: tuple[str, ...]
-    record: Callable[[Entry], Record]
-    folded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,99 +149,6 @@ class Streams:
             for reply in self.line.ask([pack("XACK", key, self._group, *each) for key, each in ids.items()]):
                 if isinstance(reply, ReplyError):
                     raise AwayError(f"{reply.code} {reply.message}")
-
-
-@dataclass(slots=True)
-class Fold:
-    """Joins the start and the end of a play. Starts wait; those that waited too long go alone."""
-
-    wait: int
-    held: dict[str, Entry] = field(default_factory=dict)
-
-    def feed(self, entries: Iterable[Entry], now: int) -> Iterator[tuple[Record, list[Entry]]]:
-        """Lines and what they are made of. `now` is the time up to which all is read."""
-        for entry in entries:
-            play_id = entry.fields["play_id"]
-            if entry.fields["phase"] == "start":
-                self.held[play_id] = entry
-                continue
-            start = self.held.pop(play_id, None)
-            yield fold(start, entry), [entry] if start is None else [start, entry]
-        while self.held:
-            play_id, start = next(iter(self.held.items()))
-            if now - start.order[0] < self.wait and len(self.held) <= MAX_HELD:
-                return
-            del self.held[play_id]
-            yield fold(start, None), [start]
-
-
-def fold(start: Entry | None, end: Entry | None) -> Record:
-    """The line of a play of which both phases, or one, are known."""
-    last = end or start
-    assert last is not None
-    record = play_record(last)
-    first = play_record(start) if start is not None else record
-    record["phase"] = "both" if start is not None and end is not None else record["phase"]
-    record["started"] = first["client_time"] if start is not None else None
-    record["ended"] = record["client_time"] if end is not None else None
-    record["playlist_id"] = record["playlist_id"] or first["playlist_id"]
-    return {name: record[name] for name in PLAYS.folded}
-
-
-def play_record(entry: Entry) -> Record:
-    fields = entry.fields
-    record: Record = {name: fields.get(name) or None for name in PLAYS.columns}
-    for name in ("client_time", "server_time", "offset_ms", "duration", "completion"):
-        text = fields.get(name)
-        record[name] = _number(text) if text else None
-    return record
-
-
-def event_record(entry: Entry) -> Record:
-    fields = entry.fields
-    record: Record = {name: fields.get(name) or None for name in EVENTS.columns}
-    record["id"], record["at"] = entry.id.decode(), _number(fields.get("at") or "0")
-    try:
-        record["data"] = messages.loads(fields.get("json") or "null")
-    except messages.JSONError:
-        record["data"] = None
-    return record
-
-
-_PLAY = ("device_id", "organization_id", "content_id", "playlist_id")
-_TOLD = ("server_time", "offset_ms", "duration", "completion")
-
-PLAYS: Final = Kind(
-    "plays",
-    ("play_id", "phase", *_PLAY, "client_time", *_TOLD),
-    play_record,
-    ("play_id", "phase", *_PLAY, "started", "ended", *_TOLD),
-)
-EVENTS: Final = Kind("events", ("id", "type", "deviceId", "organizationId", "at", "data"), event_record)
-
-
-class Output:
-    """The lines of a file or a pipe. After `flush` they are out of our hands; of a file, on the disk."""
-
-    def __init__(self, out: BinaryIO, columns: tuple[str, ...], form: Format) -> None:
-        self._out = out
-        self._columns = columns
-        self._json = form == "jsonl"
-        mode = os.fstat(out.fileno())
-        self.is_file = stat.S_ISREG(mode.st_mode)
-        if not self._json and not (self.is_file and mode.st_size):
-            self._out.write(_csv(columns))
-
-    def write(self, record: Record) -> None:
-        if self._json:
-            self._out.write(messages.dumps(record) + b"\n")
-        else:
-            self._out.write(_csv([_cell(record[name]) for name in self._columns]))
-
-    def flush(self) -> None:
-        self._out.flush()
-        if self.is_file:
-            os.fsync(self._out.fileno())
 
 
 class Progress:
@@ -420,21 +299,3 @@ def _fields(fields: list[bytes] | None) -> dict[str, str]:
         name.decode(errors="replace"): value.decode(errors="replace")
         for name, value in zip(pairs[::2], pairs[1::2], strict=True)
     }
-
-
-def _number(text: str) -> int | float | None:
-    try:
-        return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
-    except ValueError:
-        return None
-
-
-def _cell(value: object) -> object:
-    return messages.dumps(value).decode() if isinstance(value, dict | list) else value
-
-
-def _csv(cells: Sequence[object]) -> bytes:
-    """One line of RFC 4180, but for its line end, which is Unix'."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()

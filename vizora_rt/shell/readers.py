@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vizora_rt.errors import UnavailableError
-from vizora_rt.net import readers
+from vizora_rt.net import readers, records
 from vizora_rt.shell.options import CONFIG_OPTION, Command, load, redis_url, seconds
 
 PIPE_CLOSED = 141
@@ -33,53 +33,6 @@ def events() -> None:
     """
 
 
-def reader_options(fold: bool, follow: bool) -> Callable[[Command], Command]:
-    """What `tail` and `export` have in common."""
-    since = "Where to begin: 15m ago, an ISO date or time, or ms since the epoch"
-    options = [
-        click.option(
-            "--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True,
-            help="Objects, one a line, or columns.",
-        ),
-        click.option(
-            "--since", callback=_since, help=f"{since} [default: {'now' if follow else 'the oldest kept'}]. Of a group "
-            "only when it is new; its default is the oldest kept.",
-        ),
-        click.option(
-            "--group", default="", help="Consumer group: Redis remembers what was read, and delivers it at least once."
-        ),
-        click.option(
-            "--consumer", default="reader", show_default=True, help="Name in the group, when several read at a time."
-        ),
-        CONFIG_OPTION,
-    ]  # fmt: skip
-    if fold:
-        options[4:4] = [
-            click.option("--fold", is_flag=True, help="Join start and end of a play into one line."),
-            click.option(
-                "--wait",
-                default="10m",
-                show_default=True,
-                callback=seconds,
-                help="How long a start waits for its end.",
-            ),
-        ]
-    if not follow:
-        options.append(
-            click.option(
-                "--output", type=click.Path(dir_okay=False, path_type=Path),
-                help="File to write instead of standard output; with --group it is appended to.",
-            )
-        )  # fmt: skip
-
-    def decorate(function: Command) -> Command:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
 def _since(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     try:
         return None if value is None else readers.parse_since(value, time.time())
@@ -87,6 +40,42 @@ def _since(_: click.Context, __: click.Parameter, value: str | None) -> int | No
         raise click.BadParameter(
             "15m, 24h or 7d ago, 2026-11-23, 2026-11-23T04:00:00Z, or ms since the epoch"
         ) from None
+
+
+FORMAT = click.option(
+    "--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True,
+    help="Objects, one a line, or columns.",
+)  # fmt: skip
+GROUP = click.option(
+    "--group", default="", help="Consumer group: Redis remembers what was read, and delivers it at least once."
+)
+CONSUMER = click.option(
+    "--consumer", default="reader", show_default=True, help="Name in the group, when several read at a time."
+)
+FOLD = click.option("--fold", is_flag=True, help="Join start and end of a play into one line.")
+WAIT = click.option(
+    "--wait", default="10m", show_default=True, callback=seconds, help="How long a start waits for its end."
+)
+OUTPUT = click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write instead of standard output; with --group it is appended to.",
+)  # fmt: skip
+
+
+def reader_options(fold: bool, follow: bool) -> Callable[[Command], Command]:
+    """What `tail` and `export` have in common."""
+    begin = "Where to begin: 15m ago, an ISO date or time, or ms since the epoch"
+    default = f"[default: {'now' if follow else 'the oldest kept'}]"
+    more = "Of a group only when it is new; its default is the oldest kept."
+    since = click.option("--since", callback=_since, help=f"{begin} {default}. {more}")
+    folding, output = (FOLD, WAIT) if fold else (), () if follow else (OUTPUT,)
+
+    def decorate(function: Command) -> Command:
+        for option in reversed((FORMAT, since, GROUP, CONSUMER, *folding, CONFIG_OPTION, *output)):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @plays.command("tail")
@@ -99,7 +88,7 @@ def plays_tail(**options: Any) -> None:
 
     Example: vizora-rt plays tail --group billing --fold | billing-import
     """
-    _read(readers.PLAYS, follow=True, **options)
+    _read(records.PLAYS, follow=True, **options)
 
 
 @plays.command("export")
@@ -109,7 +98,7 @@ def plays_export(**options: Any) -> None:
 
     Example: vizora-rt plays export --since 24h --format csv --fold --output plays.csv
     """
-    _read(readers.PLAYS, follow=False, **options)
+    _read(records.PLAYS, follow=False, **options)
 
 
 @events.command("tail")
@@ -119,7 +108,7 @@ def events_tail(**options: Any) -> None:
 
     Example: vizora-rt events tail --since 15m --format jsonl
     """
-    _read(readers.EVENTS, follow=True, **options)
+    _read(records.EVENTS, follow=True, **options)
 
 
 @events.command("export")
@@ -129,13 +118,13 @@ def events_export(**options: Any) -> None:
 
     Example: vizora-rt events export --since 7d --format csv --output events.csv
     """
-    _read(readers.EVENTS, follow=False, **options)
+    _read(records.EVENTS, follow=False, **options)
 
 
 def _read(
-    kind: readers.Kind,
+    kind: records.Kind,
     follow: bool,
-    form: readers.Format,
+    form: records.Format,
     since: int | None,
     group: str,
     consumer: str,

@@ -1,0 +1,84 @@
+"""Entries as lines. Those of real streams are in test_readers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vizora_rt.net import records
+from vizora_rt.net.records import EVENTS, PLAYS, Entry, Fold, Format, Kind, Output
+
+
+def entry(number: int, phase: str = "start", **fields: str) -> Entry:
+    told = {"play_id": f"p{number}", "phase": phase, "client_time": "1", **fields}
+    return Entry(b"k", b"%d-0" % number, (number, 0), told)
+
+
+class TestRecord:
+    def test_a_play(self) -> None:
+        record = PLAYS.record(entry(7, "end", duration="2.5", completion="100", playlist_id="", offset_ms="-3"))
+        assert tuple(record) == PLAYS.columns
+        assert (record["client_time"], record["duration"], record["completion"], record["offset_ms"]) == (
+            1,
+            2.5,
+            100,
+            -3,
+        )
+        assert record["playlist_id"] is record["server_time"] is record["content_id"] is None
+
+    @pytest.mark.parametrize(("text", "data"), [('{"a":1}', {"a": 1}), ("", None), ("{", None)])
+    def test_an_event(self, text: str, data: object) -> None:
+        record = EVENTS.record(Entry(b"vz:events", b"5-1", (5, 1), {"type": "command", "at": "5", "json": text}))
+        assert tuple(record) == EVENTS.columns
+        assert (record["id"], record["type"], record["at"], record["data"]) == ("5-1", "command", 5, data)
+
+    def test_what_is_no_number_is_nothing(self) -> None:
+        assert PLAYS.record(entry(1, duration="long"))["duration"] is None
+
+
+class TestFold:
+    def test_an_end_finds_its_start(self) -> None:
+        fold = Fold(wait=100)
+        start, end = entry(1, playlist_id="p"), entry(1, "end", client_time="9")
+        assert list(fold.feed([start], 1)) == []
+        ((record, parts),) = fold.feed([end], 2)
+        assert parts == [start, end]
+        assert tuple(record) == PLAYS.folded
+        assert (record["phase"], record["started"], record["ended"], record["playlist_id"]) == ("both", 1, 9, "p")
+
+    def test_an_end_without_a_start_goes_alone(self) -> None:
+        end = entry(1, "end")
+        ((record, parts),) = Fold(wait=100).feed([end], 1)
+        assert (record["phase"], record["started"], record["ended"], parts) == ("end", None, 1, [end])
+
+    def test_starts_that_wait_too_long_go_alone(self) -> None:
+        fold = Fold(wait=100)
+        assert list(fold.feed([entry(10), entry(50)], 109)) == []
+        (line,) = fold.feed([], 110)
+        assert (line[0]["play_id"], line[1]) == ("p10", [entry(10)])
+        assert list(fold.held) == ["p50"]
+
+    def test_so_many_wait_and_no_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(records, "MAX_HELD", 2)
+        fold = Fold(wait=100)
+        ((record, _),) = fold.feed([entry(1), entry(2), entry(3)], 3)
+        assert (record["play_id"], list(fold.held)) == ("p1", ["p2", "p3"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "lines"),
+    [
+        (EVENTS, "jsonl", ['{"id":"5-1","type":"a,b","deviceId":null,"organizationId":null,"at":5,"data":{"n":1}}']),
+        (EVENTS, "csv", ["id,type,deviceId,organizationId,at,data", '5-1,"a,b",,,5,"{""n"":1}"']),
+    ],
+)
+def test_output(tmp_path: Path, kind: Kind, form: Format, lines: list[str]) -> None:
+    """Added to, a file keeps its one head."""
+    record = kind.record(Entry(b"k", b"5-1", (5, 1), {"type": "a,b", "at": "5", "json": json.dumps({"n": 1})}))
+    file = tmp_path / "out"
+    for _ in range(2):
+        with file.open("ab") as stream:
+            output = Output(stream, kind.columns, form)
+            output.write(record)
+            output.flush()
+    assert file.read_text().splitlines() == [*lines, lines[-1]]
