@@ -74,6 +74,9 @@ FLOAT = click.FloatRange(0, min_open=True)
 @click.option("--interval", type=FLOAT, help="Seconds between two heartbeats of a device of a fleet.")
 @click.option("--play", type=FLOAT, help="Seconds of a content that a device of a fleet plays.")
 @click.option("--churn", type=click.FloatRange(0), help="Devices of a fleet that go and come back, a second.")
+@click.option(
+    "--deaf", type=click.FloatRange(0, 1), help="Share of a fleet that comes back each second, whatever it is told."
+)
 @click.option("--seconds", type=FLOAT, help="How long to measure.")
 @click.option("--warmup", type=click.FloatRange(0), help="Seconds of load before that.")
 @click.option("--ramp", type=FLOAT, help="Connects a second, before the measurement.")

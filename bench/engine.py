@@ -7,6 +7,7 @@ counts. When the next message goes is a pace's business (`pace.py`).
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ Progress = Callable[[str, float], None]
 CONNECT_SECONDS: Final = 30.0
 LEAVE_SECONDS: Final = 5.0
 GOODBYE: Final = encode_masked(CLOSE, close_payload(1000), os.urandom(4))
+SOURCES: Final = [(f"127.0.0.{number}", 0) for number in range(1, 65)]
+"""Where to connect from on this machine: each address has 28,000 ports, and a connection keeps its own for a while."""
 
 
 class Pace(Protocol):
@@ -188,6 +191,7 @@ class Engine:
         self.failed: Counter[str] = Counter()
         self.connections: list[Connection] = []
         self._endpoint = endpoint
+        self._sources = itertools.cycle(SOURCES if endpoint.host.startswith("127.") else [None])
         self.socketio = is_socketio(endpoint)
 
     async def connect(self, tokens: Sequence[str], ramp: float, progress: Progress) -> None:
@@ -217,7 +221,10 @@ class Engine:
         host, port, _, _, tls = self._endpoint
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await asyncio.get_running_loop().create_connection(lambda: connection, host, port, ssl=tls)
+                source = next(self._sources)
+                await asyncio.get_running_loop().create_connection(
+                    lambda: connection, host, port, ssl=tls, local_addr=source
+                )
                 ending = await connection.settled
         except TimeoutError:
             ending = Ending("timeout")

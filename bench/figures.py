@@ -180,6 +180,8 @@ def figures(run: Measurement, kinds: Sequence[schema.Kind]) -> dict[str, float]:
     if run.connected.processes:
         connected = sum(each.accepted for each in kinds if each.name == "connect")
         found |= costs(run, answered, opened, connected if run.storm else 0)
+    if any(each.name == "reconnect" for each in kinds):
+        found["reconnect.peak"] = peak(run, "reconnect")
     if run.split is not None:
         found |= rise(run)
     return {name: schema.rounded(value) for name, value in (found | run.extra).items()}
@@ -219,6 +221,16 @@ def rise(run: Measurement) -> dict[str, float]:
         "heartbeat.p99_after": halves[1],
         "scrape.rise": max(0.0, halves[1] - halves[0]),
     }
+
+
+def peak(run: Measurement, name: str) -> float:
+    """The most answers a second of a kind, within any second or longer interval."""
+    turns = [sum(taken(each, name).accepted for each in turn) for turn in run.intervals]
+    times = [look.at for look in run.looks]
+    several = max(1, round(len(turns) / run.elapsed))
+    return max(
+        sum(turns[at : at + several]) / (times[min(at + several, len(turns))] - times[at]) for at in range(len(turns))
+    )
 
 
 def counters(run: Measurement) -> Counter[str]:

@@ -29,6 +29,8 @@ ERROR_SHARE: Final = 0.01
 ABSENCE_SECONDS: Final = 2.0
 """For how long at most a device that was told to go stays away."""
 RETRY_SECONDS: Final = 0.5
+DEAF_SECONDS: Final = 1.0
+"""Between two attempts of a device that does not hear when it shall come."""
 LAST_PLAYS_SECONDS: Final = 15.0
 TIMING: Final = Timing()
 
@@ -70,6 +72,7 @@ class Client:
         self.away = False  # by its own will
         self.wait: float | None = None
         self.failures = 0
+        self.deaf = False
 
     async def connect(self) -> Ending | None:
         """Connect; the ending when there is no connection."""
@@ -237,6 +240,8 @@ class Fleet:
         kinds = ("heartbeat", "play", "content_error", "command", "notice", "connect", "reconnect")
         self.tallies = {kind: agent.recorder.tally(kind) for kind in kinds}
         self.devices = [Device(self, token) for token in agent.job.tokens]
+        for device in self.devices[: round(len(self.devices) * agent.options.deaf)]:
+            device.deaf = True
         self.watchers = [Watcher(self, token, number < slow) for number, token in enumerate(agent.job.users)]
         self.open = 0
         self.leaving = False
@@ -365,7 +370,7 @@ class Fleet:
             if client.wait is not None:
                 ending = ending._replace(wait=client.wait)
             client.failures += 1
-            await asyncio.sleep(absence(ending, client.failures - 1, TIMING))
+            await asyncio.sleep(DEAF_SECONDS if client.deaf else absence(ending, client.failures - 1, TIMING))
             ending = await client.connect()
             if ending is not None:
                 self.count(f"return failed: {ending.reason}", ended)

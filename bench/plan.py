@@ -9,7 +9,8 @@ class Options:
     """Of one scenario. `rate` is messages or connects a second in all; without one some scenarios are closed loops.
 
     `interval` is between two heartbeats of a device, `play` the length of a content; `churn` is devices a second that
-    go and come back. `late` is how late the hundredth message may leave until the run is INVALID.
+    go and come back, `deaf` the share that comes back each second whatever it is told. `late` is how late the hundredth
+    message may leave until the run is INVALID.
     """
 
     devices: int = 50
@@ -23,6 +24,7 @@ class Options:
     interval: float = 15.0
     play: float = 20.0
     churn: float = 0.0
+    deaf: float = 0.0
     late: float = 0.005
 
     def given(self, **values: Any) -> "Options":

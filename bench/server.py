@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -45,6 +45,12 @@ def pids(endpoint: Endpoint) -> list[int]:
         return []
 
 
+def exposition(endpoint: Endpoint) -> str:
+    """The server's metrics. Raises OSError."""
+    with urllib.request.urlopen(f"{base(endpoint)}/metrics", timeout=STATUS_SECONDS) as answer:
+        return bytes(answer.read()).decode()
+
+
 def look(pid: int, name: str = "", descriptors: bool = False) -> Process | None:
     """What a process has used until now; None when there is none."""
     try:
@@ -76,8 +82,9 @@ class Watch:
     What a process used stays in the sums when it is gone: a worker that was replaced did its work.
     """
 
-    def __init__(self, roots: Iterable[int]) -> None:
-        self._roots = tuple(roots)
+    def __init__(self, roots: Sequence[int]) -> None:
+        """`roots` may grow: a service that is started again has another process."""
+        self._roots = roots
         self._names: dict[int, str] = {}
         self._last: dict[int, Process] = {}
 

@@ -4,6 +4,7 @@ One of our own has a new state directory, secrets of its own and a free port, an
 run into: hundreds of devices come from one address, and each says more than a screen does.
 """
 
+import json
 import os
 import resource
 import secrets
@@ -78,11 +79,13 @@ class Service(Target):
         self._cores = list(cores)
         self._log = log or self.folder / "service.log"
         self._key = key
+        self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Service":
         try:
             self._start()
+            super().__init__(f"ws://127.0.0.1:{self._port}/ws", self._key, [self.pid])
         except BaseException:
             self.__exit__()
             raise
@@ -110,6 +113,22 @@ class Service(Target):
         watch = server.Watch([self.pid])
         return sorted(pid for pid, process in watch.look().items() if process.name.startswith("worker"))
 
+    def again(self, number: int) -> None:
+        """End it by a signal, which if it is SIGKILL its workers get too, and start it on the same port and store."""
+        assert self._process is not None
+        for pid in self.workers() if number == signal.SIGKILL else ():
+            os.kill(pid, number)
+        self._process.send_signal(number)
+        self._process.wait(STOP_SECONDS)
+        self._start()
+        self.pids.append(self.pid)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What `vizora-rt events export` writes: all that happened to devices."""
+        export = [sys.executable, "-m", "vizora_rt", "events", "export"]
+        done = subprocess.run(export, env=self._environ, cwd=self.folder, capture_output=True, check=True)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
     def _start(self) -> None:
         before = os.sched_getaffinity(0)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -119,7 +138,7 @@ class Service(Target):
                 os.sched_setaffinity(0, self._cores)  # which its processes inherit
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "vizora_rt", "serve", "--port", "0"],
+                    [sys.executable, "-m", "vizora_rt", "serve", "--port", str(self._port)],
                     env=self._environ,
                     cwd=self.folder,
                     stdin=subprocess.DEVNULL,
@@ -129,8 +148,7 @@ class Service(Target):
                 )
         finally:
             os.sched_setaffinity(0, before)
-        port = self._listening()
-        super().__init__(f"ws://127.0.0.1:{port}/ws", self._key, [self._process.pid])
+        self._port = self._listening()
 
     def _listening(self) -> int:
         assert self._process is not None

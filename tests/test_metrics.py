@@ -65,6 +65,7 @@ worker_restarts_total counter reason
 workers gauge state
 build_info gauge version python commit
 ws_handshake_duration_seconds histogram
+ws_handshakes_waiting gauge
 command_ack_duration_seconds histogram
 limits_exceeded_total counter limit
 ws_notices_dropped_total counter kind

@@ -199,7 +199,11 @@ FAMILIES = (
              Label("reason", tuple(close.name for close in CLOSES))),
     _counter("ws_handshakes_rejected_total", "Handshakes refused, by refusal.",
              Label("code", tuple(refusal.code for refusal in HANDSHAKE_REFUSALS))),
-    _histogram("ws_handshake_duration_seconds", "From the complete request to the queued answer of a handshake."),
+    _histogram(
+        "ws_handshake_duration_seconds",
+        "From the complete request to the queued answer of a handshake, without the time that it waited for its turn.",
+    ),
+    _gauge("ws_handshakes_waiting", "Handshakes over the budget that wait for their turn."),
     _counter("ws_messages_total", "Messages received, by event and outcome.", EVENT, Label("result", RESULTS)),
     _histogram("ws_message_duration_seconds", "From the decoded message to its queued reply.", EVENT),
     _counter("ws_fields_ignored_total", "Fields that were ignored: unknown, or optional and of a wrong type.",

@@ -95,15 +95,16 @@ class Process:
             return "not started"
         return f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"
 
-    async def start(self, listening: socket.socket) -> None:
-        """Fork a worker that serves `listening`. Raises OSError when the machine has no room for one.
+    async def start(self, listening: socket.socket, *shared: int) -> None:
+        """Fork a worker that serves `listening` and has the descriptors `shared` too. Raises OSError when the machine
+        has no room for one.
 
         A process group of its own keeps a terminal's Ctrl-C from the worker: the supervisor drains it.
         """
         near, far = socket.socketpair()
         with far:
             try:
-                self._popen = self._fork(far.fileno(), listening.fileno())
+                self._popen = self._fork(far.fileno(), listening.fileno(), shared)
                 self._pidfd = os.pidfd_open(self._popen.pid)
             except OSError:
                 near.close()
@@ -112,11 +113,11 @@ class Process:
         self._loop.add_reader(self._pidfd, self._on_exit)
         self._channel = await channel.connect(near, self._on_message, self._on_eof)
 
-    def _fork(self, channel_fd: int, listening_fd: int) -> subprocess.Popen[bytes]:
+    def _fork(self, channel_fd: int, listening_fd: int, shared: tuple[int, ...]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - this interpreter with a module of ours and two numbers
             [sys.executable, "-m", "vizora_rt.worker", str(channel_fd), str(listening_fd)],
             stdin=subprocess.DEVNULL,
-            pass_fds=(channel_fd, listening_fd),
+            pass_fds=(channel_fd, listening_fd, *shared),
             process_group=0,
         )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vizora_rt import config, report
+from vizora_rt.app.turns import MEMORY_BYTES
 from vizora_rt.config import Config
 from vizora_rt.errors import StartupError
 from vizora_rt.exposition import Totals
@@ -46,6 +47,13 @@ RETRY_SECONDS = 1.0
 EXPIRE_SECONDS = 30.0
 
 log = report.logger("supervisor")
+
+
+def shared_memory(name: str, size: int) -> int:
+    """A descriptor of memory that processes share which inherit it; it is gone with the last of them."""
+    descriptor = os.memfd_create(name)
+    os.ftruncate(descriptor, size)
+    return descriptor
 
 
 class Slot:
@@ -81,6 +89,7 @@ class Supervisor:
         self._fatal: StartupError | None = None
         self._boot_failures: deque[float] = deque(maxlen=BOOT_FAILURES)
         self._store = Keeper()
+        self._turns = shared_memory("turns", MEMORY_BYTES)
         self._started = self._ticked = self._fed = self._expired = self._loop.time()
         self._tick_handle: asyncio.TimerHandle | None = None
         self._status = ""
@@ -147,6 +156,7 @@ class Supervisor:
         await self._store.stop()
         for slot in self._slots:
             slot.listening.close()
+        os.close(self._turns)
         runfile.remove(Path(self._config.state_dir))
         self._notifier.close()
         if self.listening.is_set():
@@ -162,6 +172,7 @@ class Supervisor:
             "worker": slot.index,
             "node": self._node,
             "redis": self._config.redis.url or self._store.url,
+            "turns": self._turns,
         }
         process = Process(slot.index, self._generation, boot, self)
         if successor:
@@ -170,7 +181,7 @@ class Supervisor:
             slot.current = process
         self._processes.add(process)
         try:
-            await process.start(slot.listening)
+            await process.start(slot.listening, self._turns)
         except OSError as error:
             process.error = f"no process: {error.strerror}"
             self._loop.call_later(RETRY_SECONDS, self._post, self._gone, process)

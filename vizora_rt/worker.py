@@ -7,6 +7,7 @@ come from the supervisor; without a supervisor it ends.
 import asyncio
 import faulthandler
 import gc
+import mmap
 import os
 import select
 import signal
@@ -22,6 +23,7 @@ from typing import Any, Literal
 import uvloop
 
 from vizora_rt import config, report
+from vizora_rt.app.turns import MEMORY_BYTES
 from vizora_rt.errors import StartupError
 from vizora_rt.metrics import Metrics
 from vizora_rt.net import channel
@@ -162,7 +164,7 @@ class Worker:
         report.configure(self._config, name)
         report.start_sentry(self._config, name)
         self._loop.set_exception_handler(report.on_loop_exception)
-        self._build(boot["worker"], boot["node"], boot["redis"])
+        self._build(boot["worker"], boot["node"], boot["redis"], boot.get("turns"))
         self._wheel.start()
         self._gateway.bus.start()
         await self._connect_store()
@@ -178,13 +180,14 @@ class Worker:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
 
-    def _build(self, index: int, node: str, redis_url: str) -> None:
+    def _build(self, index: int, node: str, redis_url: str, turns: int | None) -> None:
         self._metrics = Metrics(self._config.metrics)
         self._pulse = Pulse(self._metrics)
         self._metrics.on_collect(lambda: count_dropped(self._metrics))
         self._wheel = Wheel(self._loop.time)
         self._store = open_store(self._config.redis, redis_url, self._metrics, name=f"vizora-worker-{index}")
-        self._gateway = Gateway(self._config, index, node, self._metrics, self._wheel, self._store)
+        memory = shared_memory(turns, MEMORY_BYTES)
+        self._gateway = Gateway(self._config, index, node, self._metrics, self._wheel, self._store, memory)
         self._http = Server(self._config, self._gateway, self._metrics, self._wheel, self._store, self.ask)
         control = Control(self._config.auth.internal_api_secret, self._http, self._store)
         Routes(control, self._gateway, self._store)
@@ -338,6 +341,16 @@ class Worker:
 def count_dropped(metrics: Metrics) -> None:
     for why, count in report.dropped().items():
         metrics.counter("sentry_dropped_total", why).value = count
+
+
+def shared_memory(descriptor: int | None, size: int) -> memoryview | None:
+    """What a supervisor has all its workers share, unless it is of a release that shares nothing, or something else."""
+    if descriptor is None:
+        return None
+    try:
+        return memoryview(mmap.mmap(descriptor, size)) if os.fstat(descriptor).st_size == size else None
+    finally:
+        os.close(descriptor)
 
 
 async def serve(end: socket.socket, listening: socket.socket) -> int:

@@ -14,6 +14,17 @@ from bench.scenario import OLD_SUITE, Scenario
 OUTAGE_SHARE = 0.3
 """Of the run, that Redis is away."""
 NO_LOSS = ("plays.lost==0", "play.accepted>=100%")
+BACK = ("connected>=95%", "reconnect.accepted>=100%", "reconnect.max<20s", "offline==0", *NO_LOSS)
+RETURN = Options(devices=20_000, seconds=45.0, play=60.0, late=0.05)
+
+BUDGET = {"VIZORA_LIMITS__HANDSHAKES_PER_SECOND": "1250"}
+"""Two workers share a core, and it with their store: each has half of the default, which is for a core of its own."""
+
+TOLD = {
+    'vizora_realtime_limits_exceeded_total{limit="handshakes_per_second"}': "refused",
+    "vizora_realtime_eventloop_lag_seconds_max": "lag.max",
+}
+"""Series of the gateway, and the figures that they become; of several the largest."""
 
 
 async def load(agent: Agent) -> None:
@@ -24,6 +35,20 @@ async def load(agent: Agent) -> None:
 
 
 async def verify(director: Director) -> None:
+    await director.verify_plays()
+
+
+async def verify_all(director: Director) -> None:
+    """What became of the fleet besides: screens that were said to be offline, and what the gateway says of itself."""
+    body = await asyncio.to_thread(server.exposition, director.target.endpoint)
+    for line in body.splitlines():
+        series, _, value = line.rpartition(" ")
+        for name, figure in TOLD.items():
+            if series.startswith(name):
+                director.figures[figure] = max(director.figures.get(figure, 0.0), float(value))
+    events = await asyncio.to_thread(director.service.events)
+    said = {each["deviceId"] for each in events if each["data"].get("status") == "offline"}
+    director.figures["offline"] = len(said)
     await director.verify_plays()
 
 
@@ -50,6 +75,23 @@ async def kill_worker(director: Director) -> None:
     await director.at(0.4)
     os.kill(director.service.workers()[0], signal.SIGKILL)
     director.mark("worker killed")
+
+
+async def kill_service(director: Director) -> None:
+    """Nobody is told anything: all of them come at once."""
+    await restart(director, signal.SIGKILL)
+
+
+async def stop_service(director: Director) -> None:
+    """All of them are told when to come."""
+    await restart(director, signal.SIGTERM)
+
+
+async def restart(director: Director, number: signal.Signals) -> None:
+    await director.at(0.1)
+    director.mark(f"{number.name} to the service")
+    await asyncio.to_thread(director.service.again, number)
+    director.mark("it accepts again")
 
 
 async def roll(director: Director) -> None:
@@ -98,9 +140,10 @@ SCENARIOS = (
         Options(devices=500, seconds=20.0, interval=2.0, play=5.0),
         ("connected>=95%", "acked>=98%", "reconnect.accepted>=100%", "reconnect.max<5s", *NO_LOSS),
         kill_worker,
-        verify,
+        verify_all,
         own=True,
         gateway_workers=2,
+        settings=BUDGET,
     ),
     Scenario(
         "rolling-restart",
@@ -109,9 +152,33 @@ SCENARIOS = (
         Options(devices=500, seconds=40.0, interval=2.0, play=5.0),
         ("connected>=95%", "acked>=98%", "reconnect.accepted>=100%", "reconnect.max<10s", *NO_LOSS),
         roll,
-        verify,
+        verify_all,
         own=True,
         gateway_workers=2,
-        settings={"VIZORA_SERVER__DRAIN_SECONDS": "5"},
+        settings={**BUDGET, "VIZORA_SERVER__DRAIN_SECONDS": "5"},
+    ),
+    Scenario(
+        "service-kill",
+        "The whole service is killed and started again: all come back unasked, at the rate of the budget",
+        load,
+        RETURN,
+        BACK,
+        kill_service,
+        verify_all,
+        own=True,
+        gateway_workers=2,
+        settings=BUDGET,
+    ),
+    Scenario(
+        "service-restart",
+        "The whole service is stopped and started again: all are told when to come back",
+        load,
+        RETURN,
+        BACK,
+        stop_service,
+        verify_all,
+        own=True,
+        gateway_workers=2,
+        settings=BUDGET,
     ),
 )

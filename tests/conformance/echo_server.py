@@ -15,12 +15,14 @@ import uvloop
 from vizora_rt import config
 from vizora_rt.app.auth import Identity
 from vizora_rt.config import Config
-from vizora_rt.errors import NOT_FOUND, Refusal
+from vizora_rt.errors import NOT_FOUND
 from vizora_rt.metrics import Metrics
+from vizora_rt.net.admission import Refused
 from vizora_rt.net.connection import Connection, Terms
 from vizora_rt.net.gateway import Settle
 from vizora_rt.net.greeting import Greeted
 from vizora_rt.net.http import Server
+from vizora_rt.net.line import Enter, Waits
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire.http import Request
@@ -40,14 +42,14 @@ class Echo:
         self.connections = 0
         self.draining = self.leaving = False
 
-    def admit(self, request: Request, address: str, settle: Settle) -> None:
+    def admit(self, request: Request, address: str, settle: Settle, waits: Waits) -> None:
         connection = Connection(self, self._terms, NOBODY, address)
         self.connections += 1
         settle(connection, "")
         connection.release()
 
-    def overload(self, address: str) -> Refusal | None:
-        return NOT_FOUND
+    def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None:
+        refused(NOT_FOUND)
 
     def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
         greeted(NOT_FOUND)

@@ -26,7 +26,6 @@ from tests.net.peers import (
     user_token,
 )
 from vizora_rt.app.auth import MAX_TOKEN
-from vizora_rt.net import admission
 from vizora_rt.wire.http import Request, RequestParser
 
 PAGE = "https://dashboard.test"
@@ -260,14 +259,15 @@ class TestLimits:
         assert node.counter("limits_exceeded_total", "connections_per_address_per_minute") == 1
 
     async def test_handshakes_a_second(self, opened: Open) -> None:
-        """Four at once are what is left of a budget of 16; the others are told when to come, one after the other."""
-        node = await opened(limits={"handshakes_per_second": 16}, auth={"device_jwt_secret": "x" * 40})
+        """One at once is what is left of a budget of 16; the others are told when to come, one after the other."""
+        limits = {"handshakes_per_second": 16, "handshake_wait_seconds": 0}
+        node = await opened(limits=limits, auth={"device_jwt_secret": "x" * 40})
         valid = [device_token(f"screen-{number}", secret="x" * 40) for number in range(44)]
         asked = perf_counter()
         answers = await asyncio.gather(*(knock(node, token) for token in valid))
         took = perf_counter() - asked
         statuses = [status for status, _ in answers]
-        assert 4 <= statuses.count(101) <= 5 + 16 * took
+        assert 1 <= statuses.count(101) <= 2 + 16 * took
         waits = sorted(wait for status, wait in answers if status == 503)
         assert len(waits) == 44 - statuses.count(101)
         assert waits == pytest.approx([1 + number // 16 for number in range(len(waits))], abs=1)
@@ -281,12 +281,52 @@ class TestLimits:
             assert (await refusal(node.port, user_token(), origin=PAGE))[0] == 403
         await dial_device(node.port, "screen-1")
 
-    async def test_over_the_budget_no_token_is_looked_at(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-        node = await opened(limits={"handshakes_per_second": 1})
+    async def test_over_the_budget_redis_is_not_asked(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        node = await opened(limits={"handshakes_per_second": 1, "handshake_wait_seconds": 0})
         await dial_device(node.port, "screen-1")
-        monkeypatch.setattr(node.gateway._admission, "_verifier", None)
         monkeypatch.setattr(node.gateway._admission, "_claims", None)
         assert (await refusal(node.port, device_token("screen-2")))[1]["code"] == "OVERLOADED"
+
+    async def test_over_the_budget_they_wait(self, opened: Open) -> None:
+        node = await opened(limits={"handshakes_per_second": 20})
+        wires = [await Wire.open(node.port) for _ in range(20)]
+        for number, wire in enumerate(wires):
+            wire.writer.write(upgrade(device_token(f"screen-{number}")))
+        await until(lambda: node.gauge("ws_handshakes_waiting") > 0)
+        assert [(await wire.response())[0] for wire in wires] == [101] * 20
+        assert node.gauge("ws_handshakes_waiting") == 0
+        assert rejected(node, "OVERLOADED") == node.counter("limits_exceeded_total", "handshakes_per_second") == 0
+        for wire in wires:
+            await wire.close()
+
+    async def test_who_leaves_while_it_waits_was_never_here(self, opened: Open, redis_url: str) -> None:
+        node = await opened(limits={"handshakes_per_second": 1, "max_connections": 3})
+        await dial_device(node.port, "screen-1")
+        wires = [await Wire.open(node.port) for _ in range(2)]
+        for wire in wires:
+            await wire.send(upgrade(device_token("screen-2")))
+        await until(lambda: node.gauge("ws_handshakes_waiting") == 2)
+        assert (await refusal(node.port, device_token("screen-3")))[1]["code"] == "OVERLOADED"
+        assert node.counter("limits_exceeded_total", "max_connections") == 1
+        for wire in wires:
+            await wire.close()
+        await until(lambda: node.gauge("ws_handshakes_waiting") == 0)
+        await dial_device(node.port, "screen-3")
+        assert node.gateway.connections == 2
+        with redis.Redis.from_url(redis_url) as client:
+            assert not client.exists("vz:{d:screen-2}:owner")
+
+    async def test_who_waits_while_the_worker_ends_is_sent_away(self, opened: Open) -> None:
+        node = await opened(limits={"handshakes_per_second": 1})
+        await dial_device(node.port, "screen-1")
+        wire = await Wire.open(node.port)
+        await wire.send(upgrade(device_token("screen-2")))
+        await until(lambda: node.gauge("ws_handshakes_waiting") == 1)
+        await node.gateway.drain(0)
+        status, fields, body = await wire.response()
+        assert (status, json.loads(body)["code"]) == (503, "DRAINING")
+        assert int(fields["retry-after"]) > 0
+        await wire.close()
 
     async def test_who_is_refused_for_a_rate_is_told_how_long(self, opened: Open) -> None:
         node = await opened(limits={"connections_per_minute": 2})
@@ -343,11 +383,11 @@ class TestTogether:
         request = RequestParser(16384, 0).feed(upgrade("nonsense"))
         assert isinstance(request, Request)
         node.gateway._admission.admit(
-            request, "192.0.2.1", lambda *_: None, lambda why: seen.append((number, why.code))
+            request, "192.0.2.1", lambda *_: None, lambda why: seen.append((number, why.code)), lambda place: None
         )
 
     async def test_who_comes_alone_does_not_wait(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(admission, "TOGETHER", 60.0)
+        monkeypatch.setattr("vizora_rt.net.admission.TOGETHER", 60.0)
         seen: list[tuple[int, str]] = []
         for number in range(4):
             self.knock(node, number, seen)
@@ -362,14 +402,14 @@ class TestTogether:
     async def test_a_fault_with_one_costs_the_others_nothing(
         self, node: Node, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(admission, "TOGETHER", 60.0)
+        monkeypatch.setattr("vizora_rt.net.admission.TOGETHER", 60.0)
         seen: list[tuple[int, str]] = []
         verify, tokens = node.gateway._admission.identify, iter(range(4))
 
-        def identify(token: str, by_cookie: bool) -> Any:
+        def identify(*arguments: Any) -> Any:
             if next(tokens) == 1:
                 raise RuntimeError("broken")
-            return verify(token, by_cookie)
+            return verify(*arguments)
 
         monkeypatch.setattr(node.gateway._admission, "identify", identify)
         for number in range(4):

@@ -288,11 +288,17 @@ class TestPassing:
         await screen.leave()
 
     async def test_more_at_once_than_the_node_takes(self, start: Start) -> None:
-        node = await start(limits={"handshakes_per_second": 1})
+        node = await start(limits={"handshakes_per_second": 1, "handshake_wait_seconds": 0})
         await Player.open(node)
         status, fields, body = await knock(node)
         assert (status, body["code"]) == (503, "OVERLOADED")
         assert int(fields["retry-after"]) > 0
+
+    async def test_over_the_budget_they_wait(self, start: Start) -> None:
+        node = await start(limits={"handshakes_per_second": 10})
+        players = await asyncio.gather(*(Player.open(node) for _ in range(8)))
+        await players[-1].connect(token=device_token("lobby"))
+        assert node.counter("limits_exceeded_total", "handshakes_per_second") == 0
 
     async def test_address(self, start: Start) -> None:
         node = await start(limits={"connections_per_address_per_minute": 1})

@@ -17,9 +17,8 @@ back; were there more keys, the oldest would be let in again early."""
 SLACK: Final = 0.001
 """Part of one cell by which a bucket is larger: sums of times round, and the last cell of a bucket is still there."""
 
-BURST: Final = 0.25
-"""Seconds of a budget that may be taken at once: what kept away by chance comes in, and the loop is not held up longer
-than that."""
+BURST: Final = 0.05
+"""Seconds of a budget that may be taken at once, and for which the loop is held up at most. Those beyond wait."""
 
 LONGEST_TURN: Final = 60.0
 """Seconds that somebody is sent away for, at most. Whoever stays away longer is a screen that is dark without need."""
@@ -97,6 +96,10 @@ class Budget:
             return False
         self._arrival = self._rate.next(self._arrival, now)
         return True
+
+    def wait(self, now: float) -> float:
+        """Seconds until one is left; 0.0 when there is one now."""
+        return self._rate.wait(self._arrival, now)
 
     def give_back(self) -> None:
         """What was taken was not used."""

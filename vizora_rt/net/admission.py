@@ -12,10 +12,12 @@ from vizora_rt import errors, report
 from vizora_rt.app import auth
 from vizora_rt.app.auth import Identity
 from vizora_rt.app.limits import Budget, Meter
+from vizora_rt.app.turns import MEMORY_BYTES, Turns, key_of
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.claims import Claim, Claims
+from vizora_rt.net.line import TOGETHER, Enter, Line, Waits
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire.http import Request
 
@@ -27,17 +29,16 @@ UNKNOWN_ORGANIZATION: Final = ""
 RETRY_AFTER: Final = 5
 """Seconds in `Retry-After` of a refusal that will pass: long enough for a restart, short for a dark screen."""
 
-TOGETHER: Final = 0.005
-"""Seconds. Who comes sooner after the last ones waits for as long, and shares with all who do a write to Redis, its
-replies and warm caches: of 2,000 handshakes a second each takes 0.6 of the CPU. Who comes alone waits for nobody."""
-
 log = report.logger("admission")
 
 
 class Admission:
     """One worker's door."""
 
-    def __init__(self, config: Config, metrics: Metrics, wheel: Wheel, claims: Claims) -> None:
+    def __init__(
+        self, config: Config, metrics: Metrics, wheel: Wheel, claims: Claims, turns: memoryview | None = None
+    ) -> None:
+        """`turns`: the memory of turns that all workers share; without it this worker has its own."""
         limits = config.limits
         self.draining = False
         self._metrics = metrics
@@ -45,7 +46,14 @@ class Admission:
         self._claims = claims
         self._verifier = auth.Verifier(config.auth)
         self._origins = config.auth.cors_origins
-        self._budget = Budget(limits.handshakes_per_second)
+        per_second = limits.handshakes_per_second
+        self._budget = Budget(per_second)
+        whole = (
+            Turns(turns, per_second * config.workers)
+            if turns is not None
+            else Turns(memoryview(bytearray(MEMORY_BYTES)), per_second)
+        )
+        self._line = Line(self._budget, whole, per_second, limits.handshake_wait_seconds)
         self._per_token = Meter(limits.connections_per_minute)
         self._per_address = Meter(limits.connections_per_address_per_minute)
         self._max_per_address = limits.connections_per_address
@@ -58,12 +66,20 @@ class Admission:
         # Of who is refused before it is known whose it is: there from the start, so that no refusal makes a series.
         metrics.organization("ws_connections_total", UNKNOWN_ORGANIZATION, "rejected")
 
-    def admit(self, request: Request, address: str, admitted: Admitted, refused: Refused) -> None:
-        """Decide on a native opening handshake; one of the two is called once, perhaps later.
+    def admit(self, request: Request, address: str, admitted: Admitted, refused: Refused, waits: Waits) -> None:
+        """Decide on a native opening handshake; one of the two is called once, perhaps later, and `waits` meanwhile.
 
-        Whoever is admitted holds a place until `left`.
+        Whoever is admitted holds a place among the connections until `left`.
         """
-        self._together(partial(self._knock, request, address, admitted, refused), refused)
+        self._together(partial(self._knock, request, address, admitted, refused, waits), refused)
+
+    def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None:
+        """The same of somebody who only asks for a connection, and is then to `arrive`."""
+        refusal = self._crowded(address)
+        if refusal is None:
+            self._wait(0, UNKNOWN_ORGANIZATION, enter, refused, waits)
+        else:
+            refused(self.reject(refusal, UNKNOWN_ORGANIZATION))
 
     def arrive(self, request: Request, token: str | None, address: str, admitted: Admitted, refused: Refused) -> None:
         """Decide on a client that has its connection and now says who it is: with a token, or the cookie of the
@@ -83,74 +99,85 @@ class Admission:
         self._next = self._loop.time() + TOGETHER
         arrived, self._arrived = self._arrived, []
         for decide, refused in arrived:
-            try:
-                decide()
-            except Exception as error:
-                # A fault with one must not cost the others their turn.
-                log.exception("handshake failed", error)
-                refused(errors.INTERNAL)
+            self._try(decide, refused)
 
-    def _knock(self, request: Request, address: str, admitted: Admitted, refused: Refused) -> None:
-        refusal = self.overload(address)
-        if refusal is not None:
-            refused(refusal)
+    def _try(self, decide: Callable[[], None], refused: Refused) -> None:
+        try:
+            decide()
+        except Exception as error:
+            # A fault with one must not cost the others their turn.
+            log.exception("handshake failed", error)
+            refused(errors.INTERNAL)
+
+    def _knock(self, request: Request, address: str, admitted: Admitted, refused: Refused, waits: Waits) -> None:
+        refusal = self._crowded(address)
+        if refusal is None:
+            token, by_cookie = auth.token_of(request)
+            identity = self.identify(request, token, by_cookie, refused)
+            if identity is not None:
+                enter = partial(self.enter, identity, token, address, admitted, refused)
+                self._wait(key_of(identity.id), identity.organization_id, enter, refused, waits)
         else:
-            self.enter(request, *auth.token_of(request), address, admitted, refused)
-
-    def overload(self, address: str) -> Refusal | None:
-        """Whether somebody who only asks for a connection is refused already."""
-        refusal = self._full(address)
-        if refusal is None and (wait := self._per_address.take(address, self._wheel.now)):
-            refusal = self.limited("connections_per_address_per_minute", errors.RATE_LIMITED, ceil(wait))
-        # With the clock of this moment: the wheel's stands still for longer than the budget's burst.
-        elif refusal is None and not self._budget.take(now := time.monotonic()):
-            refusal = self.limited("handshakes_per_second", errors.OVERLOADED, self._budget.turn(now))
-        return refusal and self.reject(refusal, UNKNOWN_ORGANIZATION)
+            refused(self.reject(refusal, UNKNOWN_ORGANIZATION))
 
     def _introduce(
         self, request: Request, token: str | None, address: str, admitted: Admitted, refused: Refused
     ) -> None:
-        refusal = self._full(address)
-        if refusal is not None:
-            refused(self.reject(refusal, UNKNOWN_ORGANIZATION))
-        elif token is None:
-            self.enter(request, request.cookie(auth.COOKIE) or "", True, address, admitted, refused)
-        else:
-            self.enter(request, token, False, address, admitted, refused)
-
-    def enter(
-        self, request: Request, token: str, by_cookie: bool, address: str, admitted: Admitted, refused: Refused
-    ) -> None:
-        """Decide on a token."""
-        identity = self.identify(token, by_cookie)
-        if isinstance(identity, Refusal):
+        by_cookie = token is None
+        token = request.cookie(auth.COOKIE) or "" if token is None else token
+        identity = self.identify(request, token, by_cookie, refused)
+        if identity is None:
             self._budget.give_back()
-            refused(self.reject(identity, UNKNOWN_ORGANIZATION))
-            return
-        refusal = auth.check_origin(request, self._origins, by_cookie)
+        else:
+            self.enter(identity, token, address, admitted, refused)
+
+    def _wait(self, key: int, organization: str, enter: Enter, refused: Refused, waits: Waits) -> None:
+        """Have it wait for its turn, unless it is now."""
+
+        def refuse(seconds: int) -> None:
+            if self.draining:
+                refused(self.reject(errors.DRAINING, organization))
+            else:
+                refusal = self.limited("handshakes_per_second", errors.OVERLOADED, seconds)
+                refused(self.reject(refusal, organization))
+
+        place = self._line.ask(key, partial(self._try, enter, refused), refuse)
+        if place is not None:
+            waits(place)
+
+    def identify(self, request: Request, token: str, by_cookie: bool, refused: Refused) -> Identity | None:
+        """Whose token it is; None when it was refused. A cookie is a dashboard's: a browser sends it whoever wrote the
+        page."""
+        identity = self._verifier.verify(token, time.time())
+        if isinstance(identity, Refusal) or (by_cookie and identity.kind == "device"):
+            refusal = identity if isinstance(identity, Refusal) else errors.AUTH_INVALID
+            refused(self.reject(refusal, UNKNOWN_ORGANIZATION))
+            return None
+        origin = auth.check_origin(request, self._origins, by_cookie)
+        if origin is not None:
+            refused(self.reject(origin, identity.organization_id))
+            return None
+        return identity
+
+    def enter(self, identity: Identity, token: str, address: str, admitted: Admitted, refused: Refused) -> None:
+        """Somebody is let in, unless its time has passed while it waited, or it comes too often."""
+        refusal = self._full(address)
+        if refusal is None and (wait := self._per_token.take(auth.fingerprint(token), self._wheel.now)):
+            refusal = self.limited("connections_per_minute", errors.RATE_LIMITED, ceil(wait))
         if refusal is None:
             self.check(identity, address, admitted, refused)
         else:
             self._budget.give_back()
             refused(self.reject(refusal, identity.organization_id))
 
-    def identify(self, token: str, by_cookie: bool) -> Identity | Refusal:
-        """Whose token it is. A cookie is a dashboard's: a browser sends it whoever wrote the page."""
-        identity = self._verifier.verify(token, time.time())
-        if isinstance(identity, Refusal):
-            return identity
-        if by_cookie and identity.kind == "device":
-            return errors.AUTH_INVALID
-        if wait := self._per_token.take(auth.fingerprint(token), self._wheel.now):
-            return self.limited("connections_per_minute", errors.RATE_LIMITED, ceil(wait))
-        return identity
-
     def check(self, identity: Identity, address: str, admitted: Admitted, refused: Refused) -> None:
         """Ask Redis, the last and dearest check; a device is claimed in the same write."""
         self._inside += 1
         self._addresses[address] = self._addresses.get(address, 0) + 1
+        self._line.asks()
 
         def checked(claim: Claim | Refusal) -> None:
+            self._line.answered()
             if isinstance(claim, Refusal):
                 self.left(address)
                 refused(self.reject(claim, identity.organization_id))
@@ -186,10 +213,27 @@ class Admission:
             return replace(refusal, retry_after=RETRY_AFTER - 1 + self._budget.turn(time.monotonic()))
         return refusal
 
+    def close(self) -> None:
+        """Nobody is let in any more."""
+        self.draining = True
+        self._line.clear()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return self._line.length
+
+    def _crowded(self, address: str) -> Refusal | None:
+        """Whether somebody is refused whoever it is."""
+        refusal = self._full(address)
+        if refusal is None and (wait := self._per_address.take(address, self._wheel.now)):
+            return self.limited("connections_per_address_per_minute", errors.RATE_LIMITED, ceil(wait))
+        return refusal
+
     def _full(self, address: str) -> Refusal | None:
         if self.draining:
             return errors.DRAINING
-        if self._inside >= self.limit:
+        if self._inside + self._line.length >= self.limit:
             return self.limited("max_connections", errors.OVERLOADED)
         if self._max_per_address and self._addresses.get(address, 0) >= self._max_per_address:
             return self.limited("connections_per_address", errors.RATE_LIMITED)

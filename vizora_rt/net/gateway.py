@@ -20,7 +20,7 @@ from vizora_rt.app.state import Device, State
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
-from vizora_rt.net.admission import Admission
+from vizora_rt.net.admission import Admission, Refused
 from vizora_rt.net.bus import Bus
 from vizora_rt.net.changes import Changes
 from vizora_rt.net.claims import Claim
@@ -32,6 +32,7 @@ from vizora_rt.net.doorbells import Doorbells
 from vizora_rt.net.expiry import Expiry
 from vizora_rt.net.greeting import Greeted
 from vizora_rt.net.ledger import Ledger
+from vizora_rt.net.line import Enter, Waits
 from vizora_rt.net.memory import Memory
 from vizora_rt.net.notices import Notices
 from vizora_rt.net.orders import Orders
@@ -65,7 +66,16 @@ Settle = Callable[[Connection | Refusal, str], None]
 class Gateway:
     """One worker's clients."""
 
-    def __init__(self, config: Config, worker: int, node: str, metrics: Metrics, wheel: Wheel, store: Store) -> None:
+    def __init__(
+        self,
+        config: Config,
+        worker: int,
+        node: str,
+        metrics: Metrics,
+        wheel: Wheel,
+        store: Store,
+        turns: memoryview | None = None,
+    ) -> None:
         self._config = config
         self._metrics = metrics
         self._wheel = wheel
@@ -95,7 +105,7 @@ class Gateway:
         )
         rooms = Rooms()
         self._dashboards = Dashboards(rooms, store, self.bus, Sessions(self.state, store, wheel))
-        self._admission = Admission(config, metrics, wheel, self._presence.claims)
+        self._admission = Admission(config, metrics, wheel, self._presence.claims, turns)
         self.plays = Plays(config.plays)
         Partitions(config.plays, self.plays, store)
         self._missing = Missing(self.plays, store, wheel)
@@ -137,9 +147,9 @@ class Gateway:
         """How many clients are connected."""
         return len(self._connections)
 
-    def admit(self, request: Request, address: str, settle: Settle) -> None:
+    def admit(self, request: Request, address: str, settle: Settle, waits: Waits) -> None:
         """Decide on an opening handshake. `settle` is called once, perhaps later: with a connection to attach and the
-        subprotocol, or with a refusal."""
+        subprotocol, or with a refusal. `waits` is given its place in the line meanwhile."""
         offered = auth.offered_subprotocols(request)
         subprotocol = auth.SUBPROTOCOL if auth.SUBPROTOCOL in offered else ""
 
@@ -148,11 +158,11 @@ class Gateway:
             settle(connection, subprotocol)
             self._enter(connection, claim)
 
-        self._admission.admit(request, address, admitted, lambda refusal: settle(refusal, ""))
+        self._admission.admit(request, address, admitted, lambda refusal: settle(refusal, ""), waits)
 
-    def overload(self, address: str) -> Refusal | None:
-        """Whether a client from there is refused before it says who it is."""
-        return self._admission.overload(address)
+    def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None:
+        """Decide on a client before it says who it is. One of the two is called once, perhaps later."""
+        self._admission.knock(address, enter, refused, waits)
 
     def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
         """Decide on a Socket.IO client's CONNECT packet. `greeted` is called once, perhaps later."""
@@ -240,7 +250,8 @@ class Gateway:
         A `successor` accepts already: then nobody is refused, and they come back at once, not when the service is back.
         """
         self.leaving = True
-        self._admission.draining = not successor
+        if not successor:
+            self._admission.close()
         self._sweeper.stop()
         if not self._connections:
             self._empty.set()
@@ -338,4 +349,5 @@ class Gateway:
             if device.missing and device.peer is not None:
                 metrics.organization("content_impressions_missing", device.organization_id).value += device.missing
         metrics.gauge("ws_send_queue_bytes").value = sum(connection.unsent for connection in self._terms.stalled)
+        metrics.gauge("ws_handshakes_waiting").value = self._admission.waiting
         metrics.gauge("ws_connections_limit").value = self._admission.limit

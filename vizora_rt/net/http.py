@@ -14,10 +14,12 @@ from vizora_rt import errors, report
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
+from vizora_rt.net.admission import Refused
 from vizora_rt.net.answers import Answer, Response, Route, refuse, segments
 from vizora_rt.net.connection import CLOSE_SECONDS, Connection
 from vizora_rt.net.gateway import Settle
 from vizora_rt.net.greeting import Greeting, Host
+from vizora_rt.net.line import Enter, Place, Waits
 from vizora_rt.net.operators import LOOPBACK, Ask, Operators
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
@@ -56,8 +58,8 @@ class Door(Host, Protocol):
     @property
     def leaving(self) -> bool: ...
 
-    def admit(self, request: Request, address: str, settle: Settle) -> None: ...
-    def overload(self, address: str) -> Refusal | None: ...
+    def admit(self, request: Request, address: str, settle: Settle, waits: Waits) -> None: ...
+    def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None: ...
 
 
 class Server:
@@ -140,6 +142,7 @@ class Exchange(asyncio.Protocol):
         "_deadline",
         "_due",
         "_parser",
+        "_place",
         "_preface",
         "_server",
         "_stalled",
@@ -153,6 +156,8 @@ class Exchange(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self._server = server
         self._parser: RequestParser | None = None
+        self._place: Place | None = None
+        """Its place in the line of handshakes, while it waits there."""
         self._busy = False
         self._stalled = False
         self._deadline = 0.0
@@ -183,6 +188,9 @@ class Exchange(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._left()
+        if self._place is not None:
+            self._place.leave()
+            self._place = None
         if self._task is not None:
             self._task.cancel()
 
@@ -320,22 +328,24 @@ class Exchange(asyncio.Protocol):
 
         def settle(outcome: Connection | Refusal, subprotocol: str) -> None:
             transport, parser = self.transport, self._parser
+            took = perf_counter_ns() - self._started - (self._place.waited if self._place is not None else 0)
+            self._place = None
             if transport is None or parser is None:
                 return
             if isinstance(outcome, Refusal):
-                report.traced(report.HANDSHAKE, "/ws", perf_counter_ns() - self._started, outcome.status)
+                report.traced(report.HANDSHAKE, "/ws", took, outcome.status)
                 self._leave(outcome)
                 return
             rest = parser.rest
             self._left()
             outcome.attach(transport, http.upgrade_response(accept, subprotocol or None), rest)
-            self._server.gateway.handshaken(perf_counter_ns() - self._started, "/ws")
+            self._server.gateway.handshaken(took, "/ws")
 
-        self._server.gateway.admit(request, self.client(request), settle)
+        self._server.gateway.admit(request, self.client(request), settle, self._waits)
 
     def _greet(self, request: Request) -> None:
         """Upgrade a Socket.IO client, which then says who it is."""
-        server, transport, parser = self._server, self.transport, self._parser
+        server = self._server
         why = (request.param("EIO"), request.param("transport"), request.param("sid"), request.upgrade)
         problem = socketio.handshake_error(*why)
         accept = http.check_upgrade(request)
@@ -343,14 +353,24 @@ class Exchange(asyncio.Protocol):
             answer = Response(400, problem) if problem is not None else refuse(cast("Refusal", accept), "GET")
             self._send(request, "/socket.io/", answer)
             return
+        self._busy = True
         address = self.client(request)
-        refusal = server.gateway.overload(address)
-        if refusal is not None:
-            self._leave(refusal)
-        elif transport is not None and parser is not None:
-            self.transport = self._parser = None
-            greeting = Greeting(server, request, address)
-            greeting.attach(transport, http.upgrade_response(accept, None), parser.rest)
+
+        def enter() -> None:
+            transport, parser = self.transport, self._parser
+            self._place = None
+            if transport is not None and parser is not None:
+                self.transport = self._parser = None
+                greeting = Greeting(server, request, address)
+                greeting.attach(transport, http.upgrade_response(accept, None), parser.rest)
+
+        server.gateway.knock(address, enter, self._leave, self._waits)
+
+    def _waits(self, place: Place) -> None:
+        """It stands in the line of handshakes."""
+        self._place = place
+        if self.transport is None:
+            place.leave()
 
     # Routes
 

@@ -153,6 +153,8 @@ SERVICE = Dashboard(
                    (_rate("ws_disconnects_total", "reason"), "{{reason}}")),
             _graph("Handshakes refused", "ops", "AUTH_*: tokens. OVERLOADED, DRAINING: they come back.",
                    (_rate("ws_handshakes_rejected_total", "code"), "{{code}}")),
+            _graph("Handshakes that wait", "short", "Over the budget: a fleet comes back.",
+                   ("sum(vizora_realtime_ws_handshakes_waiting)", "waiting")),
         )),
         Row("Heartbeats", (
             _graph("Heartbeat Success Rate", "percent", "Of all heartbeats of all screens.",
