@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vizora_rt.wire.resp import NOTHING, Replies, ReplyError, key_of, pack, pack_set, slot
+from vizora_rt.wire.resp import Replies, ReplyError, key_of, pack, pack_set, slot
 
 VECTORS: list[tuple[bytes, object]] = [
     (b"+OK\r\n", b"OK"),
@@ -74,14 +74,11 @@ def test_an_error_is_a_value(data: bytes, code: str, message: str) -> None:
     assert nested[1].code == code
 
 
-def test_replies_one_by_one() -> None:
+def test_null_is_a_reply() -> None:
     replies = Replies()
-    assert replies.next() is NOTHING
-    replies.feed(b"$-1\r\n:1\r\n+O")
-    assert [replies.next(), replies.next(), replies.next()] == [None, 1, NOTHING]
-    replies.feed(b"K\r\n")
-    assert replies.next() == b"OK"
-    assert replies.next() is NOTHING
+    assert replies.read(b"") == []
+    assert replies.read(b"$-1\r\n:1\r\n+O") == [None, 1]
+    assert replies.read(b"K\r\n") == [b"OK"]
     assert not replies.broken
 
 
@@ -91,12 +88,9 @@ def test_a_broken_stream_ends_after_what_came_before(data: bytes) -> None:
     assert replies.read(b"+OK\r\n" + data) == [b"OK"]
     assert replies.broken
     assert replies.read(b"+OK\r\n") == []
-    replies.feed(b"+OK\r\n")
-    assert replies.next() is NOTHING
 
 
-def test_representations_say_what_they_are() -> None:
-    assert repr(NOTHING) == "NOTHING"
+def test_the_representation_says_what_it_is() -> None:
     assert repr(ReplyError("OOM command not allowed")) == "ReplyError('OOM command not allowed')"
 
 

@@ -24,14 +24,7 @@ class ReplyError:
         return f"ReplyError({f'{self.code} {self.message}'!r})"
 
 
-class _Nothing:
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "NOTHING"
-
-
-NOTHING: Final = _Nothing()
+_NOTHING: Final = object()
 """No complete reply is there. `None` cannot say that: it is the null reply."""
 
 
@@ -42,7 +35,7 @@ class Replies:
 
     def __init__(self) -> None:
         # `errors`: the text of an error may quote what a client sent, and need not be UTF-8.
-        self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=NOTHING, errors="replace")  # type: ignore[arg-type]
+        self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=_NOTHING, errors="replace")  # type: ignore[arg-type]
         self.broken = ""
         """What was wrong with the stream; nothing more comes out of it then."""
 
@@ -52,24 +45,10 @@ class Replies:
         try:
             self._reader.feed(data)
             # The sentinel form of iter() stays in C; what was appended before an error stays in the list.
-            replies.extend(iter(self._reader.gets, NOTHING))
+            replies.extend(iter(self._reader.gets, _NOTHING))
         except hiredis.HiredisError as error:
             self.broken = str(error)
         return replies
-
-    def feed(self, data: bytes) -> None:
-        try:
-            self._reader.feed(data)
-        except hiredis.HiredisError as error:
-            self.broken = str(error)
-
-    def next(self) -> object:
-        """The next complete reply, or NOTHING."""
-        try:
-            return self._reader.gets()
-        except hiredis.HiredisError as error:
-            self.broken = str(error)
-            return NOTHING
 
 
 def pack(*args: bytes | str | int) -> bytes:
