@@ -26,6 +26,7 @@ GUIDE = (ROOT / "ops/install.md").read_text()
 PYTHON = f"python{sysconfig.get_python_version()}"
 DONE_OTHERWISE = ("apt-get", "python3 -m venv", "/opt/vizora-rt/releases/", "cp -r ops")
 WATCHDOG_SECONDS = 2
+GROUPS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup")
 LIBRARY = "LD_LIBRARY_PATH=/opt/python/lib"
 
 BOOT = """
@@ -61,7 +62,7 @@ def section(title: str) -> list[str]:
 
 def installed(folder: Path, name: str) -> None:
     """A release for the container, at the place of pip's."""
-    package = release(folder)
+    package = release(folder, name)
     (package.parent / "others.pth").write_text("/opt/vizora-rt/site-packages")
     config = folder / "pyvenv.cfg"
     config.write_text(re.sub(r"^home = .*$", "home = /opt/python/bin", config.read_text(), flags=re.M))
@@ -71,8 +72,6 @@ def installed(folder: Path, name: str) -> None:
     command = folder / "bin/vizora-rt"
     command.write_text(f'#!/bin/sh\nexport {LIBRARY}\nexec "${{0%/*}}/python" -m vizora_rt "$@"\n')
     command.chmod(0o755)
-    http = package / "net/http.py"
-    http.write_text(http.read_text().replace('SERVICE: Final = "vizora-rt"', f'SERVICE: Final = "release {name}"'))
 
 
 def leader(nspawn: int) -> int:
@@ -147,18 +146,17 @@ def group() -> Iterator[Path]:
     """A control group of version 2 for a container, which takes the one that it begins in for its root (cgroups(7))."""
     if os.geteuid() != 0:
         pytest.skip("takes root to make a container")
-    mount = next(
-        (Path(path) for path in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") if Path(path, "cgroup.procs").exists()),
-        None,
-    )
-    if mount is None:
+    mounts = [path for name in GROUPS if (path := Path(name) / "cgroup.procs").exists()]
+    if not mounts:
         pytest.skip("no control groups of version 2")
-    made = mount / f"vizora-test-{os.getpid()}"
+    name = f"vizora-test-{os.getpid()}"
+    made = mounts[0].with_name(name)
     made.mkdir()
     yield made
-    for folder in sorted(made.rglob("*/"), reverse=True):
-        folder.rmdir()
-    made.rmdir()
+    # Beside version 2 there may be systemd's own hierarchy, which a container gets as well.
+    for mount in mounts:
+        for folder in sorted(mount.with_name(name).glob("**/"), reverse=True):
+            folder.rmdir()
 
 
 @pytest.fixture

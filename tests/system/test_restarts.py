@@ -116,25 +116,28 @@ async def test_a_roll_under_5000(tmp_path: Path) -> None:
     await roll(tmp_path, 5000, 100, 10.0)
 
 
-def release(folder: Path) -> Path:
-    """A release as ops/install.md makes one: a virtual environment with the package in it. Where its package is."""
+def release(folder: Path, name: str) -> Path:
+    """A release as ops/install.md makes one: a virtual environment with the package in it. Where its package is.
+
+    It says its `name` at /health.
+    """
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     package = Path(vizora_rt.__path__[0])
     shutil.copytree(package, site / "vizora_rt", ignore=shutil.ignore_patterns("__pycache__"))
     # What the package needs is not copied; this one package stands before all others.
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    operators = site / "vizora_rt/net/operators.py"
+    text = operators.read_text()
+    assert text.count('SERVICE: Final = "vizora-rt"') == 1
+    operators.write_text(text.replace('SERVICE: Final = "vizora-rt"', f'SERVICE: Final = "release {name}"'))
     return site / "vizora_rt"
 
 
 async def test_a_roll_takes_new_code_and_rolls_back(tmp_path: Path) -> None:
     """Through the link `current`, of which the supervisor's own release knows nothing."""
     for name in ("1", "2", "3"):
-        code = release(tmp_path / name)
-        operators = code / "net/operators.py"
-        text = operators.read_text()
-        assert text.count('SERVICE: Final = "vizora-rt"') == 1
-        operators.write_text(text.replace('SERVICE: Final = "vizora-rt"', f'SERVICE: Final = "release {name}"'))
+        code = release(tmp_path / name, name)
     channel = code / "net/channel.py"
     text = channel.read_text()
     assert text.count("\nVERSION = 1\n") == 1
