@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from vizora_rt import config
 from vizora_rt.exposition import Totals, read_processes
-from vizora_rt.metrics import BOUNDS_NS, FAMILIES, PREFIX, Metrics
+from vizora_rt.metrics import BOUNDS_NS, FAMILIES, PREFIX, SLOTS, Metrics
 from vizora_rt.wire import messages
 
 SETTINGS = config.Metrics()
@@ -368,20 +368,41 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         snapshot(values=[1, 2]),
         snapshot(timers=[0] * 23),
         snapshot(new=[["gc_duration_seconds", "histogram", ["0"]]], values=[], timers=[1] * 22),
-        snapshot(new=[["ws_bytes_total", "counter", ["in"]], ["ws_bytes_total", "counter", ["up"]]], values=[1, 1]),
-        snapshot(new=[["workers_of_tomorrow", "gauge", []]]),
-        snapshot(new=[["heartbeat_total", "counter", ["d1", "true"]]]),
+        snapshot(new=[["workers_of_tomorrow", "gauge", []]], values=[1, 2]),
     ],
 )
 def test_a_snapshot_that_does_not_fit_is_refused_and_changes_nothing(wrong: dict[str, Any]) -> None:
     totals = made()
     before = values(totals)
-    with pytest.raises(ValueError, match=r"does not fit|no value of|no metric|origin"):
+    with pytest.raises(ValueError, match=r"does not fit"):
         totals.merge("0", wrong)
     totals.retire("0")
     assert values(totals) == before
     totals.merge("0", snapshot())
     assert values(totals)[BYTES_IN] == 1
+
+
+@pytest.mark.parametrize(
+    ("child", "reason"),
+    [
+        (["ws_bytes_total", "counter", ["up"]], "no value of"),
+        (["ws_bytes_total", "gauge", ["in"]], "is a counter"),
+        (["ws_bytes_total", "counter", []], "labels"),
+        (["workers_of_tomorrow", "gauge", []], "no metric"),
+        (["heartbeat_total", "counter", ["d1", "true"]], "origin"),
+    ],
+)
+def test_what_a_newer_worker_counts_beside_the_rest_is_left_out(child: list[Any], reason: str) -> None:
+    totals = made()
+    names = set(values(totals))
+    both = [["ws_bytes_total", "counter", ["in"]], child, ["workers_of_tomorrow_seconds", "histogram", []]]
+    first, second = totals.merge("0", snapshot(new=both, values=[1, 7], timers=[1] * SLOTS))
+    assert reason in first and "no metric" in second
+    assert totals.merge("0", snapshot(first=False, new=[], values=[2, 8], timers=[2] * SLOTS)) == []
+    assert values(totals)[BYTES_IN] == 2
+    totals.retire("0")
+    assert values(totals)[BYTES_IN] == 2
+    assert set(values(totals)) == names
 
 
 def test_the_organization_cap_holds_over_workers() -> None:

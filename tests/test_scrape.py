@@ -213,11 +213,14 @@ async def test_figures_that_do_not_fit_are_refused_with_one_line_per_process(
     service: Two, capfd: pytest.CaptureFixture[str]
 ) -> None:
     scrapes = Scrapes(Totals(config.Metrics()), service)
-    first, _ = service.workers
-    snapshot = {"first": True, "new": [["of_the_future", "counter", []]], "values": [1], "timers": []}
+    first, second = service.workers
+    torn = {"first": True, "new": [], "values": [1], "timers": []}
+    future = {"first": True, "new": [["of_the_future", "counter", []]], "values": [1], "timers": []}
     for _ in range(3):
-        scrapes.figures(first, {"t": "beat", "metrics": snapshot})
-    assert capfd.readouterr().err.count("figures of a worker refused") == 1
+        scrapes.figures(first, {"t": "beat", "metrics": torn})
+        scrapes.figures(second, {"t": "beat", "metrics": future})
+    log = capfd.readouterr().err
+    assert log.count("figures of a worker refused") == log.count("figures of a worker left out") == 1
 
 
 async def test_closing_ends_a_scrape_that_waits(service: Two) -> None:

@@ -72,6 +72,8 @@ class Totals:
         self._counts: list[bool] = []
         self._timers: list[tuple[str, ...]] = []
         self._timer_base: list[list[int]] = []
+        # Of no family, so never rendered: what is left out is added up here.
+        self._scrap, self._scrap_timer = self._new_cell("", operator.add, counts=False), self._new_timer(())
         self._devices = DeviceSeries(settings.max_device_series)
         self._processes: dict[str, list[tuple[str, float]]] = {}
         for family in FAMILIES:
@@ -87,13 +89,24 @@ class Totals:
         """A gauge of the supervisor's own."""
         return self._own.gauge(name, *values)
 
-    def merge(self, worker: str, snapshot: Mapping[str, Any], process: int = 0) -> None:
-        """Take a worker's snapshot in place of its last. Raises ValueError for one that does not fit the registry."""
+    def merge(self, worker: str, snapshot: Mapping[str, Any], process: int = 0) -> list[str]:
+        """Take a worker's snapshot in place of its last. Raises ValueError for one that is not whole.
+
+        What the registry lacks is left out and returned as reasons: after an upgrade by a roll, workers are of a newer
+        release than their supervisor, and all else they count is still wanted.
+        """
         source = self._source(worker, process)
         if snapshot["first"] and source.started:
             self.retire(worker, process)
             source = self._source(worker, process)
-        new = [(kind, self._place(worker, name, kind, tuple(labels))) for name, kind, labels in snapshot["new"]]
+        left_out: list[str] = []
+        new: list[tuple[Kind, int]] = []
+        for name, kind, labels in snapshot["new"]:
+            try:
+                new.append((kind, self._place(worker, name, kind, tuple(labels))))
+            except ValueError as error:
+                new.append((kind, self._scrap_timer if kind == "histogram" else self._scrap))
+                left_out.append(str(error))
         cells = source.cells + [series for kind, series in new if kind != "histogram"]
         timers = source.timers + [series for kind, series in new if kind == "histogram"]
         if len(snapshot["values"]) != len(cells) or len(snapshot["timers"]) != len(timers) * SLOTS:
@@ -101,6 +114,7 @@ class Totals:
         source.started = True
         source.cells, source.values = cells, snapshot["values"]
         source.timers, source.timer_slots = timers, snapshot["timers"]
+        return left_out
 
     def retire(self, worker: str, process: int = 0) -> None:
         """The process is gone: what it counted stays, its gauges go."""
@@ -202,18 +216,25 @@ class Totals:
 
     def _new_series(self, family: Family, values: tuple[str, ...]) -> int:
         if family.kind == "histogram":
-            series = len(self._timers)
-            self._timers.append(_histogram_heads(family, values))
-            self._timer_base.append([0] * SLOTS)
+            series = self._new_timer(_histogram_heads(family, values))
         else:
-            series = len(self._heads)
-            self._heads.append(f"{family.full_name}{_labels(family, values)} ")
-            self._base.append(None)
-            self._combine.append(_COMBINE[family.combine])
-            self._counts.append(family.kind == "counter")
+            head = f"{family.full_name}{_labels(family, values)} "
+            series = self._new_cell(head, _COMBINE[family.combine], family.kind == "counter")
         self._of_family[family.name].append(series)
         self._series[family.name, values] = series
         return series
+
+    def _new_cell(self, head: str, combine: Callable[[int, int], int], counts: bool) -> int:
+        self._heads.append(head)
+        self._base.append(None)
+        self._combine.append(combine)
+        self._counts.append(counts)
+        return len(self._heads) - 1
+
+    def _new_timer(self, heads: tuple[str, ...]) -> int:
+        self._timers.append(heads)
+        self._timer_base.append([0] * SLOTS)
+        return len(self._timers) - 1
 
 
 def _histogram_heads(family: Family, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -103,15 +103,18 @@ class Scrapes:
     def _merge(self, process: Process, message: Message, now: float) -> None:
         worker = str(process.index)
         try:
-            if "metrics" in message:
-                self.totals.merge(worker, message["metrics"], process.pid)
+            if "metrics" in message and (left_out := self.totals.merge(worker, message["metrics"], process.pid)):
+                self._misfit(process, "figures of a worker left out", left_out[0])
             if "rows" in message:
                 self.totals.devices(worker, message["rows"], now, process.pid)
         except ValueError as error:
-            # Other code than ours on the disk: once per process, not once a second.
-            if process not in self._misfits:
-                self._misfits.add(process)
-                log.warning("figures of a worker refused", worker=process.index, pid=process.pid, error=str(error))
+            self._misfit(process, "figures of a worker refused", str(error))
+
+    def _misfit(self, process: Process, what: str, error: str) -> None:
+        """Other code than ours on the disk: told once per process, not once a second."""
+        if process not in self._misfits:
+            self._misfits.add(process)
+            log.warning(what, worker=process.index, pid=process.pid, error=error)
 
     def _done(self, process: Process) -> None:
         self._incomplete.discard(process)
