@@ -63,9 +63,16 @@ FLOAT = click.FloatRange(0, min_open=True)
 @click.option(
     "--tokens", "token_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of devices."
 )
-@click.option("--secret-env", default="DEVICE_JWT_SECRET", help="Variable with the secret that makes device tokens.")
-@click.option("--user-secret-env", default="JWT_SECRET", help="The same for dashboards.")
-@click.option("--api-key-env", default="INTERNAL_API_SECRET", help="Variable with the key of the control API.")
+@click.option(
+    "--secret-env",
+    default="DEVICE_JWT_SECRET",
+    show_default=True,
+    help="Variable with the secret that makes device tokens.",
+)
+@click.option("--user-secret-env", default="JWT_SECRET", show_default=True, help="The same for dashboards.")
+@click.option(
+    "--api-key-env", default="INTERNAL_API_SECRET", show_default=True, help="Variable with the key of the control API."
+)
 @click.option("--devices", type=click.IntRange(1), help="Connections, each with a token of its own.")
 @click.option("--dashboards", type=click.IntRange(0), help="Dashboards besides.")
 @click.option("--rate", type=FLOAT, help="Messages, requests or connects a second in all.")
@@ -101,10 +108,12 @@ def run_command(
     out: Path | None,
     **options: Any,
 ) -> None:
-    """Run scenarios, and say whether what came out is good enough.
+    """Run scenarios, and say whether what came out is good enough. What is not said is the scenario's own.
 
     Exit codes: 0 passed; 1 nothing to report; 2 a wrong option; 3 INVALID, the generator was the bottleneck; 4 a
     threshold failed.
+
+    Example: python -m bench run heartbeat --rate 5000 --devices 2000 --out report
     """
     options["late"] = None if max_late_ms is None else max_late_ms / 1e3
     request = run.Request(

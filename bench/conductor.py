@@ -122,8 +122,6 @@ class Conductor:
     ) -> None:
         self._scenario = scenario
         self._options = options
-        self._target = target
-        self._tokens = tokens
         self._progress = progress
         self._watch = server.Watch(target.pids)
         self._director = Director(target, options, [subject(token) for token in tokens])

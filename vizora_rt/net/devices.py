@@ -1,5 +1,7 @@
-"""What Redis knows of a device, as commands and what to make of their replies: for the control API, which asks through
-the worker's store, and for `vizora-rt device`, which asks Redis itself and so works while the service is down.
+"""What Redis knows of a device: commands that ask for it, and what to make of their replies.
+
+For the control API, which asks through the worker's store, and for `vizora-rt device`, which asks Redis itself and so
+works while the service is down.
 """
 
 from typing import Any, Final
