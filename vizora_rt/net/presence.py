@@ -38,8 +38,8 @@ return 1
 log = report.logger("presence")
 
 
-class Absence:
-    """A device without a connection: offline when it is not back in time. An entry of the timer wheel."""
+class _Entry:
+    """Of the timer wheel, about a device as long as no newer connection of it has come."""
 
     __slots__ = ("connected", "device", "presence")
 
@@ -47,6 +47,12 @@ class Absence:
         self.presence = presence
         self.device = device
         self.connected = device.connected
+
+
+class Absence(_Entry):
+    """A device without a connection: offline when it is not back in time."""
+
+    __slots__ = ()
 
     def on_timer(self, now: float) -> float | None:
         device = self.device
@@ -55,15 +61,10 @@ class Absence:
         return None if self.presence.offline(device) else AGAIN
 
 
-class Silence:
-    """A connected device that may say nothing: stale after some intervals. An entry of the timer wheel."""
+class Silence(_Entry):
+    """A connected device that may say nothing: stale after some intervals."""
 
-    __slots__ = ("connected", "device", "presence")
-
-    def __init__(self, presence: "Presence", device: Device) -> None:
-        self.presence = presence
-        self.device = device
-        self.connected = device.connected
+    __slots__ = ()
 
     def on_timer(self, now: float) -> float | None:
         device = self.device
