@@ -5,7 +5,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from vizora_rt import config
 from vizora_rt.app.content_errors import ContentErrors
 from vizora_rt.app.state import Device
-from vizora_rt.wire.messages import ContentError, validate
+from vizora_rt.wire.payloads import ContentError, validate
 
 NOW = 1_764_000_000_000
 DATA = {

@@ -5,7 +5,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from vizora_rt.app.handlers import Handlers
 from vizora_rt.app.state import Device, State
 from vizora_rt.config import Player
-from vizora_rt.wire.messages import DeviceMetrics, Heartbeat
+from vizora_rt.wire.payloads import DeviceMetrics, Heartbeat
 
 NOW = 1_764_000_000_000
 

@@ -5,7 +5,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from vizora_rt import config
 from vizora_rt.app.plays import Plays, partition
 from vizora_rt.app.state import Device
-from vizora_rt.wire.messages import Impression, Impressions, validate
+from vizora_rt.wire.payloads import Impression, Impressions, validate
 
 NOW = 1_764_000_000_000
 PLAY = {"contentId": "spot", "playlistId": "p", "duration": 20, "completionPercentage": 100, "timestamp": NOW}

@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Lowest first. A module imports from lower layers, and from its own as long as no circle closes.
     ("errors",),
     ("config",),
-    ("wire.http", "wire.frames", "wire.proxy", "wire.resp", "wire.messages"),
+    ("wire.http", "wire.frames", "wire.proxy", "wire.resp", "wire.messages", "wire.payloads"),
     ("wire.session", "wire.socketio", "wire.bodies"),
     ("app.*",),
     ("metrics", "device_series", "exposition", "scrub", "lines", "report"),
@@ -31,7 +31,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 SHARED_DEPENDENCIES = {
     # A third-party package is imported in one file; it can be replaced there. These have a reason for more.
-    "msgspec": {"config", "wire.messages", "wire.bodies"},  # the places where outside data gets its schema
+    "msgspec": {
+        "config",
+        "wire.messages",
+        "wire.payloads",
+        "wire.bodies",
+    },  # the places where outside data gets its schema
     "click": {
         "cli",
         "shell.options",

@@ -9,8 +9,8 @@ from vizora_rt import config
 from vizora_rt.app.content_errors import ContentErrors, redact
 from vizora_rt.app.handlers import Outcome
 from vizora_rt.app.state import Device
-from vizora_rt.wire import messages
-from vizora_rt.wire.messages import ContentError
+from vizora_rt.wire import payloads
+from vizora_rt.wire.payloads import ContentError
 
 NOW = 1_795_425_772_550
 
@@ -35,7 +35,7 @@ def test_redact(text: str, shown: str) -> None:
 
 def handle(**data: Any) -> tuple[Outcome, dict[str, Any], tuple[Any, ...]]:
     """The outcome in the end, the kept error, and the arguments of the event."""
-    payload = messages.validate(ContentError, {"contentId": "spot", "errorType": "timeout", **data})
+    payload = payloads.validate(ContentError, {"contentId": "spot", "errorType": "timeout", **data})
     assert isinstance(payload, ContentError)
     kept = ContentErrors(config.Plays(max_events=5000)).error(Device("lobby", "acme"), payload, NOW).write
     assert kept is not None

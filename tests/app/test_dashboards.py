@@ -24,7 +24,8 @@ from vizora_rt.app.dashboards import (
 from vizora_rt.app.handlers import Outcome
 from vizora_rt.app.state import Device, Peer
 from vizora_rt.errors import FORBIDDEN, NOT_ALLOWED
-from vizora_rt.wire.messages import Invalid, JoinOrganization, JoinRoom, Repaired, iso, validate
+from vizora_rt.wire.messages import iso
+from vizora_rt.wire.payloads import Invalid, JoinOrganization, JoinRoom, Repaired, validate
 
 NOW = 1_764_000_000_000
 NAMES = [f"lobby-{number}" for number in range(7)]

@@ -10,7 +10,8 @@ from vizora_rt.app.handlers import Handlers, Outcome
 from vizora_rt.app.state import Device, State
 from vizora_rt.config import Player
 from vizora_rt.errors import INVALID_PAYLOAD
-from vizora_rt.wire.messages import Content, DeviceMetrics, Heartbeat, Repaired, json_struct, validate
+from vizora_rt.wire.messages import json_struct
+from vizora_rt.wire.payloads import Content, DeviceMetrics, Heartbeat, Repaired, validate
 
 NOW = 1_764_000_000_000
 

@@ -12,8 +12,8 @@ from vizora_rt.app.play_script import DAY_MS, KEEP_DAYS
 from vizora_rt.app.plays import Plays, describe, milliseconds
 from vizora_rt.app.state import Device
 from vizora_rt.errors import STORE_FULL, STORE_UNAVAILABLE
-from vizora_rt.wire import messages
-from vizora_rt.wire.messages import Impression, Impressions
+from vizora_rt.wire import payloads
+from vizora_rt.wire.payloads import Impression, Impressions
 
 NOW = 1_795_425_772_550
 TODAY = NOW // DAY_MS
@@ -32,13 +32,13 @@ def recorder() -> Plays:
 
 
 def impression(**data: Any) -> Impression:
-    payload = messages.validate(Impression, {"contentId": "spot", **data})
+    payload = payloads.validate(Impression, {"contentId": "spot", **data})
     assert isinstance(payload, Impression)
     return payload
 
 
 def impressions(*played: dict[str, Any]) -> Impressions:
-    payload = messages.validate(Impressions, {"boot": "b", "plays": [{"contentId": "spot", **each} for each in played]})
+    payload = payloads.validate(Impressions, {"boot": "b", "plays": [{"contentId": "spot", **each} for each in played]})
     assert isinstance(payload, Impressions)
     return payload
 
@@ -168,7 +168,7 @@ class TestSettling:
     def test_a_batch_always_has_room(self, device: Device) -> None:
         small = Plays(config.Plays(partitions=1024, max_entries=1000))
         small.partitions = 1024
-        assert write(small.impression(device, impression(), NOW)).args[2] == messages.MAX_PLAYS
+        assert write(small.impression(device, impression(), NOW)).args[2] == payloads.MAX_PLAYS
 
 
 def test_a_description_leaves_out_what_is_too_old() -> None:

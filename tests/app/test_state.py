@@ -7,7 +7,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from vizora_rt.app.auth import Identity, Kind
 from vizora_rt.app.state import Device, State, Status
 from vizora_rt.errors import SUPERSEDED, Close
-from vizora_rt.wire.messages import NATIVE, Dialect, Heartbeat
+from vizora_rt.wire.messages import NATIVE, Dialect
+from vizora_rt.wire.payloads import Heartbeat
 
 
 class Screen:

@@ -23,7 +23,8 @@ from bench import engine, histogram, messages, pace, server, tally, tokens
 from vizora_rt.net.dial import parse_url
 from vizora_rt.wire import socketio
 from vizora_rt.wire.frames import TEXT, parse_frame
-from vizora_rt.wire.messages import Heartbeat, decode, validate
+from vizora_rt.wire.messages import decode
+from vizora_rt.wire.payloads import Heartbeat, validate
 
 SECRET = "0123456789abcdef0123456789abcdef"
 SOCKETIO = "/socket.io/?EIO=4&transport=websocket"

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vizora_rt.net.screen import Screen, wander
-from vizora_rt.wire.messages import Heartbeat, dumps, loads, validate
+from vizora_rt.wire.messages import dumps, loads
+from vizora_rt.wire.payloads import Heartbeat, validate
 
 
 def test_its_heartbeats_fit_the_schema_without_repair() -> None:

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from tests.net.backend import Backed, Screen, books, call, fleet
 from tests.net.peers import Client, Json, dial, dial_device, until, user_token
 from tests.net.test_control import CALLS, CHANGING, WITH_BODY
-from vizora_rt.wire import bodies, messages
+from vizora_rt.wire import bodies, payloads
 
 UNLIMITED: Final[Json] = {"messages_per_minute": 0, "refusals_in_a_row": 0, "message_bytes": 4_000_000}
 JPEG: Final = "/9j/2Q=="
@@ -25,7 +25,7 @@ PLAY: Final[Json] = {
 
 EVENTS: dict[str, tuple[type[Struct], Json]] = {
     "heartbeat": (
-        messages.Heartbeat,
+        payloads.Heartbeat,
         {
             "metrics": {"cpuUsage": 1, "memoryUsage": 2, "diskUsage": 3, "networkLatency": 4, "temperature": 5},
             "currentContent": {"contentId": "c", "playlistId": "p", "status": "playing", "playbackPosition": 1},
@@ -33,24 +33,24 @@ EVENTS: dict[str, tuple[type[Struct], Json]] = {
         },
     ),
     "content:impression": (
-        messages.Impression, {**PLAY, "play": {"boot": "b", "seq": 1, "phase": "end"}}
+        payloads.Impression, {**PLAY, "play": {"boot": "b", "seq": 1, "phase": "end"}}
     ),
-    "content:impressions": (messages.Impressions, {"boot": "b", "plays": [{**PLAY, "seq": 1, "phase": "start"}]}),
+    "content:impressions": (payloads.Impressions, {"boot": "b", "plays": [{**PLAY, "seq": 1, "phase": "start"}]}),
     "content:error": (
-        messages.ContentError,
+        payloads.ContentError,
         {
             "contentId": "c", "errorType": "timeout", "playlistId": "p", "errorMessage": "m", "errorCode": "E1",
             "context": {"a": 1}, "timestamp": "2026-11-23T04:00:00Z",
         },
     ),
-    "playlist:request": (messages.PlaylistRequest, {"lastKnownVersion": "1", "forceRefresh": True}),
+    "playlist:request": (payloads.PlaylistRequest, {"lastKnownVersion": "1", "forceRefresh": True}),
     "screenshot:response": (
-        messages.ScreenshotResponse,
+        payloads.ScreenshotResponse,
         {"requestId": "r1", "imageData": JPEG, "width": 2, "height": 1, "timestamp": 1},
     ),
-    "join:organization": (messages.JoinOrganization, {"organizationId": "acme"}),
-    "join:room": (messages.JoinRoom, {"room": "org:acme"}),
-    "leave:room": (messages.JoinRoom, {"room": "org:acme"}),
+    "join:organization": (payloads.JoinOrganization, {"organizationId": "acme"}),
+    "join:room": (payloads.JoinRoom, {"room": "org:acme"}),
+    "leave:room": (payloads.JoinRoom, {"room": "org:acme"}),
 }  # fmt: skip
 """Every event with its schema and a message that uses every field."""
 
@@ -84,7 +84,7 @@ def fields_of(
     for each in msgspec.structs.fields(schema):
         field = Field((*path, each.encode_name), name + each.encode_name, sure and each.required, each.type)
         yield field
-        inner, element = messages._struct(each.type), messages._element(each.type)
+        inner, element = payloads._struct(each.type), payloads._element(each.type)
         if inner is not None:
             yield from fields_of(inner, field.path, f"{field.name}.", field.required)
         elif element is not None:
@@ -133,7 +133,7 @@ def wrong_types(kind: Any, sample: Any) -> list[Any]:
             return False
         return True
 
-    nested = messages._struct(kind) is not None
+    nested = payloads._struct(kind) is not None
     return [each for each in candidates if not fits(each) and not (nested and isinstance(each, dict))]
 
 
@@ -272,7 +272,7 @@ class TestEvents:
         """Past what JSON is written to, below what it is read to."""
         schema, sample = EVENTS[event]
         for field in fields_of(schema):
-            nested = messages._struct(field.kind) is not None
+            nested = payloads._struct(field.kind) is not None
             for value in [[deep(300)]] if nested else [deep(300), [deep(300)]]:
                 if field.name == "plays" and isinstance(value, list):
                     continue  # a play is an object whose fields are not known
@@ -384,7 +384,7 @@ class TestRoutes:
     async def test_a_field_is_nested_too_deep(self, redis_url: str, method: str, path: str) -> None:
         def wrong(field: Field, value: Any) -> list[Any]:
             return (
-                [[deep(300)]] if messages._struct(field.kind) is not None or dict in flat(field.kind) else [deep(300)]
+                [[deep(300)]] if payloads._struct(field.kind) is not None or dict in flat(field.kind) else [deep(300)]
             )
 
         await self.check(redis_url, method, path, wrong)

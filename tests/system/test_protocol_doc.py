@@ -27,7 +27,7 @@ from vizora_rt.errors import Refusal
 from vizora_rt.metrics import NOTICE, OTHER
 from vizora_rt.net import control_routes, delivery, devices, embedded
 from vizora_rt.net.control import KEPT_SECONDS
-from vizora_rt.wire import bodies, messages
+from vizora_rt.wire import bodies, payloads
 
 PAGE = Page.read(Path(__file__).parents[2] / "docs" / "protocol.md")
 ENV = {**SECRETS, "INTERNAL_API_SECRET": API_KEY}
@@ -290,7 +290,7 @@ class TestEvents:
     @pytest.mark.parametrize("number", range(sum(line.startswith("<!-- fields ") for line in PAGE.lines)))
     def test_fields(self, number: int) -> None:
         place = [n for n, line in enumerate(PAGE.lines) if line.startswith("<!-- fields ")][number]
-        schema = getattr(messages, PAGE.lines[place].split(" ")[2])
+        schema = getattr(payloads, PAGE.lines[place].split(" ")[2])
         page = Page("\n".join(PAGE.lines[place:]))
         told = [(name, rule) for name, rule, *_ in page.rows(page.lines[0])]
         assert told == list(fields(schema))
@@ -306,7 +306,7 @@ def fields(schema: type[Struct], prefix: str = "") -> Iterator[tuple[str, str]]:
     for each in sorted(msgspec.structs.fields(schema), key=lambda field: not field.required):
         name = f"`{prefix}{each.encode_name}`"
         yield f"**{name}**" if each.required else name, rule(each.type)
-        inner, element = messages._struct(each.type), messages._element(each.type)
+        inner, element = payloads._struct(each.type), payloads._element(each.type)
         if inner is not None:
             yield from fields(inner, f"{prefix}{each.encode_name}.")
         elif element is not None:
@@ -314,7 +314,7 @@ def fields(schema: type[Struct], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def rule(kind: Any) -> str:
-    if kind == messages.Time | None:
+    if kind == payloads.Time | None:
         return "RFC 3339 time, or milliseconds since the epoch"
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -410,11 +410,11 @@ class TestLimits:
         told = {what: int(number) for what, number, _ in PAGE.rows("Those that are not configured:")}
         assert told == {
             "characters of a token": auth.MAX_TOKEN,
-            "plays in a batch": messages.MAX_PLAYS,
+            "plays in a batch": payloads.MAX_PLAYS,
             "bytes of an image": screenshots.MAX_IMAGE,
             "bytes of a message with an image": delivery.SCREENSHOT_BYTES,
             "bytes of a content error's `context`": content_errors.MAX_CONTEXT,
-            "reasons in `details` of a message": messages.MAX_DETAILS,
+            "reasons in `details` of a message": payloads.MAX_DETAILS,
             "commands that wait for a device": commands.MAX_WAITING,
             "bytes of a command's message": commands.MAX_PAYLOAD,
             "seconds of a command's life": bodies.MAX_TTL,
@@ -426,7 +426,7 @@ class TestLimits:
         told = dict(PAGE.rows("## Proof of play"))
         numbers = {what: int(re.sub(r",(?=\d)", "", text).split(" ")[0].rstrip(";")) for what, text in told.items()}
         assert numbers == {
-            "plays in a batch": messages.MAX_PLAYS,
+            "plays in a batch": payloads.MAX_PLAYS,
             "boots of a device": play_script.MAX_BOOTS,
             "memory of a boot": play_script.KEEP_DAYS,
             "holes of a boot": play_script.MAX_HOLES,

@@ -6,7 +6,7 @@ import pytest
 
 from vizora_rt.wire import bodies
 from vizora_rt.wire.bodies import TOKEN_RULE, check
-from vizora_rt.wire.messages import Invalid
+from vizora_rt.wire.payloads import Invalid
 
 ID_RULE = "expected 1 to 128 printable characters without space or braces"
 

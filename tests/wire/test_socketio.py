@@ -20,17 +20,18 @@ from vizora_rt.errors import (
     Close,
     Refusal,
 )
-from vizora_rt.wire import messages, socketio
-from vizora_rt.wire.messages import MAX_ID, Refused
+from vizora_rt.wire import messages, payloads, socketio
+from vizora_rt.wire.messages import Refused
+from vizora_rt.wire.payloads import MAX_ID
 from vizora_rt.wire.socketio import MAX_NAMESPACE, MAX_PROBE, Hello, decode, decode_hello
 
 NOW = b"2026-11-23T04:00:00.000Z"
 SHIPPED = json.loads(Path(__file__).with_name("shipped.json").read_text("utf-8"))
 """What shipped players write and are written, in both dialects: `in` is the player's, `out` the gateway's."""
 SCHEMAS = {
-    "heartbeat": messages.Heartbeat,
-    "content:impression": messages.Impression,
-    "content:error": messages.ContentError,
+    "heartbeat": payloads.Heartbeat,
+    "content:impression": payloads.Impression,
+    "content:error": payloads.ContentError,
 }
 DIALECTS = (socketio.DIALECT, messages.NATIVE)
 
@@ -43,7 +44,7 @@ def meaning(decoded: object) -> object:
     if not isinstance(decoded, tuple):
         return decoded
     event, ack_id, data = decoded
-    return event, ack_id, messages.validate(messages.Heartbeat, data) if event == "heartbeat" else data
+    return event, ack_id, payloads.validate(payloads.Heartbeat, data) if event == "heartbeat" else data
 
 
 def packets() -> st.SearchStrategy[str]:
@@ -141,8 +142,8 @@ class TestDecode:
         ("packet", "envelope"),
         [
             ('42["heartbeat",{"uptime":1}]', ("heartbeat", None, {"uptime": 1})),
-            ('427["heartbeat",{"uptime":1}]', ("heartbeat", 7, messages.Heartbeat(uptime=1))),
-            ('420["heartbeat",{}]', ("heartbeat", 0, messages.Heartbeat())),
+            ('427["heartbeat",{"uptime":1}]', ("heartbeat", 7, payloads.Heartbeat(uptime=1))),
+            ('420["heartbeat",{}]', ("heartbeat", 0, payloads.Heartbeat())),
             ('427["heartbeat",{"battery":1}]', ("heartbeat", 7, {"battery": 1})),
             ('427["heartbeat"]', ("heartbeat", 7, None)),
             ('427["a",1,2,3]', ("a", 7, 1)),
@@ -340,9 +341,9 @@ class TestShipped:
         assert meaning(heard[0]) == meaning(heard[1])
         assert isinstance(heard[0], tuple)
         event, ack_id, data = heard[0]
-        taken = messages.validate(SCHEMAS[event], data)
+        taken = payloads.validate(SCHEMAS[event], data)
         unknown = wrong_type = 0
-        if isinstance(taken, messages.Repaired):
+        if isinstance(taken, payloads.Repaired):
             taken, unknown, wrong_type = taken.payload, taken.unknown, taken.wrong_type
         fields = msgspec.to_builtins(taken)
         assert {name: value for name, value in fields.items() if value is not None} == case["taken"]

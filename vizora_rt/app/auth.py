@@ -17,14 +17,14 @@ from jwt.algorithms import Algorithm, get_default_algorithms
 
 from vizora_rt.config import Auth
 from vizora_rt.errors import AUTH_EXPIRED, AUTH_INVALID, ORIGIN_DENIED, ConfigError, Refusal
-from vizora_rt.wire import messages
+from vizora_rt.wire import messages, payloads
 from vizora_rt.wire.http import Request
 
 COOKIE = "vizora_auth_token"
 SUBPROTOCOL = "vizora.v1"
 BEARER_SUBPROTOCOL = "bearer."
 
-_ID = re.compile(messages.ID_PATTERN)
+_ID = re.compile(payloads.ID_PATTERN)
 _COMPACT = re.compile(r"([\w-]++)\.([\w-]++)\.([\w-]++)", re.ASCII)  # RFC 7515 section 7.1
 
 MAX_TOKEN = 8192

@@ -9,7 +9,7 @@ from vizora_rt.app.handlers import Event, Outcome, Write
 from vizora_rt.app.plays import milliseconds
 from vizora_rt.app.state import Device
 from vizora_rt.wire import messages
-from vizora_rt.wire.messages import ContentError
+from vizora_rt.wire.payloads import ContentError
 
 TYPES: Final = ("load_failed", "playback_error", "network_error", "decode_error", "timeout")
 UNKNOWN: Final = "unknown"

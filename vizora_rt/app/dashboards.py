@@ -12,7 +12,8 @@ from vizora_rt.app.handlers import Event, Outcome, Write
 from vizora_rt.app.state import Device, Peer
 from vizora_rt.errors import FORBIDDEN, NOT_ALLOWED
 from vizora_rt.wire import messages
-from vizora_rt.wire.messages import JoinOrganization, JoinRoom, iso
+from vizora_rt.wire.messages import iso
+from vizora_rt.wire.payloads import JoinOrganization, JoinRoom
 
 PAGE: Final = 500
 

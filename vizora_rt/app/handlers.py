@@ -13,7 +13,7 @@ from vizora_rt.app.state import Device, State
 from vizora_rt.config import Player
 from vizora_rt.errors import INVALID_PAYLOAD, Refusal
 from vizora_rt.wire import messages
-from vizora_rt.wire.messages import Content, Heartbeat, PlaylistRequest, ScreenshotResponse
+from vizora_rt.wire.payloads import Content, Heartbeat, PlaylistRequest, ScreenshotResponse
 
 RECONCILE_EVERY_MS: Final = 60_000
 """A player fetches its playlist when it is told to; one that cannot store it must not do so each heartbeat."""

@@ -13,7 +13,8 @@ from vizora_rt.app.handlers import Event, Outcome, Write
 from vizora_rt.app.play_script import DAY_MS, KEEP_DAYS
 from vizora_rt.app.state import Device
 from vizora_rt.errors import STORE_FULL, STORE_UNAVAILABLE
-from vizora_rt.wire.messages import EPOCH, MAX_PLAYS, Impression, Impressions, Phase, Play
+from vizora_rt.wire.messages import EPOCH
+from vizora_rt.wire.payloads import MAX_PLAYS, Impression, Impressions, Phase, Play
 
 Argument = bytes | str | int
 

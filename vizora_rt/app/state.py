@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 
 from vizora_rt.app.auth import Identity
 from vizora_rt.errors import SUPERSEDED, Close
-from vizora_rt.wire.messages import Dialect, Heartbeat
+from vizora_rt.wire.messages import Dialect
+from vizora_rt.wire.payloads import Heartbeat
 
 Status = Literal["online", "stale", "offline", "revoked", "suspended"]
 

@@ -21,7 +21,7 @@ from vizora_rt.net.http import Server
 from vizora_rt.net.store import LOST, Store
 from vizora_rt.wire import bodies, messages, resp
 from vizora_rt.wire.http import Request
-from vizora_rt.wire.messages import Invalid
+from vizora_rt.wire.payloads import Invalid
 from vizora_rt.wire.resp import ReplyError
 
 log = report.logger("control")

@@ -20,7 +20,7 @@ from vizora_rt.net.ledger import command_key, place_of
 from vizora_rt.net.orders import Tally
 from vizora_rt.net.plays import plays_of
 from vizora_rt.net.store import Store
-from vizora_rt.wire import bodies, messages, resp
+from vizora_rt.wire import bodies, messages, payloads, resp
 from vizora_rt.wire.messages import iso
 
 MOST_DEVICES: Final = 10_000
@@ -261,7 +261,7 @@ class Routes:
         data = parsed(call.request.body) if call.request.body else {}
         given = {"deviceId": call.request.param("deviceId"), "jti": call.request.param("jti")} | data
         body = bodies.check(bodies.Revocation, {name: value for name, value in given.items() if value is not None})
-        if isinstance(body, messages.Invalid):
+        if isinstance(body, payloads.Invalid):
             raise RefusedError(errors.INVALID_BODY, details=body.details)
         call.audit = {"device_id": body.device_id, "jti": body.jti}
         (undone,) = await self._ask(resp.pack("DEL", devices.revoked_key(body.device_id, body.jti)))

@@ -16,8 +16,9 @@ from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Cell, Metrics, Timer
 from vizora_rt.net.connection import Connection
 from vizora_rt.net.store import Store
-from vizora_rt.wire import messages
-from vizora_rt.wire.messages import Aside, Invalid, Refused, Repaired
+from vizora_rt.wire import messages, payloads
+from vizora_rt.wire.messages import Aside, Refused
+from vizora_rt.wire.payloads import Invalid, Repaired
 from vizora_rt.wire.resp import ReplyError
 
 log = report.logger("dispatch")
@@ -134,7 +135,7 @@ class Dispatcher:
                 self._over_rate(connection, counted, device, ack_id, wait, started)
                 return
             device.arrival = rate.next(device.arrival, now)
-        fields = messages.validate(counted.event.schema, data)
+        fields = payloads.validate(counted.event.schema, data)
         if fields.__class__ is not counted.event.schema:
             if isinstance(fields, Invalid):
                 self._invalid(connection, counted, device, fields, ack_id, started)
@@ -221,7 +222,7 @@ class Dispatcher:
             self._too_fast(connection, counted, counted.name, ack_id, wait, started)
             return
         assert counted.event is not None and counted.event.viewer is not None
-        fields = messages.validate(counted.event.schema, data)
+        fields = payloads.validate(counted.event.schema, data)
         if isinstance(fields, Invalid):
             extra: dict[str, object] = {"details": fields.details}
             self._refuse(connection, counted, errors.INVALID_PAYLOAD, counted.name, ack_id, started, extra)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from vizora_rt.wire.messages import Id, Invalid, reason_of
+from vizora_rt.wire.payloads import Id, Invalid, reason_of
 
 MAX_REASON = 256
 MAX_TTL = 30 * 86_400

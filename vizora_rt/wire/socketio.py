@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 
 from vizora_rt.errors import BAD_MESSAGE, BINARY_EVENT, NORMAL, UNKNOWN_EVENT, UNKNOWN_NAMESPACE, Close, Refusal
 from vizora_rt.wire.messages import (
-    MAX_ID,
     Aside,
     Dialect,
     Envelope,
@@ -20,6 +19,7 @@ from vizora_rt.wire.messages import (
     loads,
     mended,
 )
+from vizora_rt.wire.payloads import MAX_ID
 
 PATHS: Final = ("/socket.io", "/socket.io/")
 
