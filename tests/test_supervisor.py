@@ -461,7 +461,8 @@ class TestNotify:
                 assert reloading.startswith("MONOTONIC_USEC=") and reloading.partition("=")[2].isdecimal()
                 told("READY=1")
                 assert service.stop() == 0
-                told("STOPPING=1")
+                # For the drain, what is beyond it, and the store.
+                assert told("STOPPING=1").endswith("\nEXTEND_TIMEOUT_USEC=30000000")
 
 
 class Systemd:

@@ -25,6 +25,7 @@ from vizora_rt.exposition import Totals
 from vizora_rt.metrics import WORKER_STATES
 from vizora_rt.net import runfile, topology
 from vizora_rt.net.channel import Message
+from vizora_rt.net.embedded import STOP_SECONDS
 from vizora_rt.net.keeper import Keeper
 from vizora_rt.net.listen import bind
 from vizora_rt.net.notify import Notifier
@@ -290,7 +291,9 @@ class Supervisor:
             return
         self._stopping = True
         log.info("stopping", connections=self._connections())
-        self._notifier.send("STOPPING=1", "STATUS=stopping")
+        # TimeoutStopSec of the unit knows nothing of `drain_seconds` (sd_notify(3)).
+        usec = int((self._config.server.drain_seconds + BEYOND_DRAIN_SECONDS + STOP_SECONDS) * 1e6)
+        self._notifier.send("STOPPING=1", "STATUS=stopping", f"EXTEND_TIMEOUT_USEC={usec}")
         for slot in self._slots:
             # Workers have it too: once they close it, nobody can connect to a service that nobody serves.
             slot.listening.close()

@@ -52,7 +52,7 @@ async def test_it_is_started_again_at_the_same_place_each_time(kept: Keeper) -> 
 async def test_one_that_does_not_start_is_tried_again(kept: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "RETRY_SECONDS", 0.0)
     assert kept._store is not None
-    failures = iter([UnavailableError("no room"), UnavailableError("no room")])
+    failures = iter([UnavailableError("no room"), RuntimeError("can't start new thread"), UnavailableError("no room")])
     start = type(kept._store)._start
 
     def sometimes(store: object) -> None:

@@ -83,6 +83,8 @@ class Keeper:
                 await asyncio.to_thread(self._store.restart)
             except StartupError as error:
                 log.error("embedded store does not start", error=str(error))
+            except Exception as error:
+                log.exception("embedded store does not start", error)
             else:
                 self._watch(self._store)
                 return
