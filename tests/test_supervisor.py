@@ -1,5 +1,6 @@
 """The service as processes: what happens to it when they die, hang, fail to start, are told to stop or to reload."""
 
+import asyncio
 import json
 import os
 import signal
@@ -17,7 +18,10 @@ import pytest
 
 from tests.service import PATIENCE, Service, alive, until
 from vizora_rt import supervisor
+from vizora_rt.config import Config
 from vizora_rt.errors import UnavailableError
+from vizora_rt.process import Process
+from vizora_rt.supervisor import Supervisor
 
 SABOTAGE = """
 import os, sys
@@ -521,6 +525,22 @@ class TestWatchdog:
             service.wait("worker ready", count=4)
             assert systemd.fed()
             assert not set(service.workers()) & set(before)
+
+
+async def test_what_the_supervisor_slept_is_taken_from_nobody_s_time() -> None:
+    made, now = Supervisor(Config(), Config), asyncio.get_running_loop().time()
+    draining, ended = (Process(index, 0, {}, made) for index in range(2))
+    draining.deadline = now + 5.0
+    # All that is left is to read what it has said.
+    ended.deadline, ended.returncode = now - 5.0, 0
+    made._processes |= {draining, ended}
+    made._ticked = now - 60.0
+    made._tick()
+    made._processes.clear()
+    await made._close()
+    # One that was killed has none.
+    assert now + 60.0 < draining.deadline < float("inf") and ended.deadline < float("inf")
+    assert min(draining.beat, ended.beat) >= now
 
 
 def test_version_is_that_of_the_package() -> None:
