@@ -6,6 +6,7 @@ pong says that no more of an answer is to come.
 
 import asyncio
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.net.peers import DEVICE_SECRET, SECRETS, USER_SECRET, device_token, user_token
 from tests.service import PATIENCE, Service
+from vizora_rt.wire import payloads
 
 PAGE = "https://app.example"
 MAX_ID = 2**53
@@ -275,3 +277,83 @@ async def test_one_byte_too_many(service: Service) -> None:
         assert len(fits) == LIMIT
         assert await answers(client, fits) == TAKEN
         assert await answers(client, '421["heartbeat",{}]', not_quite) == [*TAKEN, "42 TOO_BIG", "close 1009"]
+
+
+EVENTS = {
+    "heartbeat": payloads.Heartbeat,
+    "content:impression": payloads.Impression,
+    "content:impressions": payloads.Impressions,
+    "content:error": payloads.ContentError,
+    "playlist:request": payloads.PlaylistRequest,
+    "screenshot:response": payloads.ScreenshotResponse,
+    "join:room": payloads.JoinRoom,
+    "leave:room": payloads.JoinRoom,
+}
+WITHIN = [
+    *payloads.schema_fields(payloads.DeviceMetrics),
+    *payloads.schema_fields(payloads.NumberedPlay),
+    "boot",
+    "more",
+]
+VALUES = [
+    "null", "true", "0", "-0", "-0.0", "1", "-1", "5e-324", "1e308", "100", "100.5", "9007199254740992",
+    "9007199254740993", "9223372036854775808", "18446744073709551616", "253402300799999", "253402300800000",
+    "1795694036289.9", "[]", "[[]]", r'"\u0000"', r'"\ud83d"',
+    *map(
+        json.dumps,
+        [
+            "", "c", "\u202e", "a:b", "{}", "token=x", "b1", "start", "device:any", "/9j/2Q==", "x" * 65, "y" * 600,
+            "\U0001f600" * 128, "2026-11-26T12:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59",
+        ],
+    ),
+]  # fmt: skip
+"""JSON as it is written, so that there may be numbers that Python would not write."""
+
+
+def any_value(dice: random.Random, depth: int = 0) -> str:
+    kind = dice.random() if depth < 3 else 1.0
+    if kind < 0.15:
+        return f"[{','.join(any_value(dice, depth + 1) for _ in range(dice.randrange(4)))}]"
+    if kind < 0.4:
+        return any_object(dice, dice.sample(WITHIN, dice.randrange(6)), depth + 1)
+    return dice.choice(VALUES)
+
+
+def any_object(dice: random.Random, names: list[str], depth: int = 0) -> str:
+    return "{" + ",".join(f'"{name}":{any_value(dice, depth)}' for name in names) + "}"
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "socketio"])
+async def test_any_values(service: Service, native: bool) -> None:
+    """Whatever stands in the fields of an event, it has one answer, and is no fault of ours."""
+    dice, asked = random.Random(7), 1000
+    url = f"ws://127.0.0.1:{service.port}/ws?token={device_token('any')}"
+    async with connect(url, compression=None, proxy=None) if native else dial(service) as client:
+        if not native:
+            await client.send(hello("any"))
+        for number in range(asked):
+            event, schema = dice.choice(list(EVENTS.items()))
+            names = [name for name in payloads.schema_fields(schema) if dice.random() < 0.8]
+            data = any_object(dice, names)
+            text = f'{{"event":"{event}","id":{number},"data":{data}}}' if native else f'42{number}["{event}",{data}]'
+            await client.send(text)
+        answered: dict[int, list[bool]] = {}
+        async with asyncio.timeout(PATIENCE):
+            while len(answered) < asked:
+                packet = str(await client.recv())
+                number, body = ack_of(packet, native)
+                if body is not None:
+                    answered.setdefault(number, []).append(body["success"])
+        assert sorted(answered) == list(range(asked))
+        assert {len(each) for each in answered.values()} == {1}
+        assert {each[0] for each in answered.values()} == {True, False}
+    assert not [record for record in service.records if record["level"] in ("error", "critical")]
+
+
+def ack_of(packet: str, native: bool) -> tuple[int, dict[str, Any] | None]:
+    """Which message a packet acks, and what it says; None when it is no ack."""
+    if native:
+        message = json.loads(packet)
+        return message.get("id", 0), message["data"] if message["event"] == "ack" else None
+    digits, bracket, rest = packet.partition("[")
+    return (int(digits[2:]), json.loads(bracket + rest)[0]) if packet.startswith("43") else (0, None)

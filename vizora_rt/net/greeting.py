@@ -30,6 +30,9 @@ ID_BYTES: Final = 15
 PACKETS: Final = 20
 """How many packets a client may send before it connects: pings, namespaces that are not there."""
 
+EARLY_BYTES: Final = 64
+"""What a message that waits takes beside its characters: an empty one is not free."""
+
 CLOSES: Final = {
     errors.DRAINING: errors.RESTARTING,
     errors.RATE_LIMITED: errors.TOO_MANY_MESSAGES,
@@ -133,26 +136,27 @@ class Greeting(asyncio.Protocol):
 
     def _take(self, payload: str | bytes) -> None:
         packet = socketio.decode_hello(payload) if isinstance(payload, str) else errors.BINARY_EVENT
-        self._packets += 1
         if isinstance(packet, Hello) and not self._asking:
             self._asking = True
             self._started = perf_counter_ns()
             self._lobby.gateway.greet(self._request, packet, self._address, self._session, self._greeted)
         elif packet is None:
             self._end(errors.NORMAL)
-        elif self._packets > PACKETS or not (self._asking or isinstance(packet, bytes)):
-            self._end(errors.PROTOCOL_ERROR)
-        elif not isinstance(packet, bytes):
+        elif self._asking and not isinstance(packet, bytes):
             self._keep(payload)
-        elif packet:
-            self._session.send(packet)
+        elif self._packets == PACKETS or not isinstance(packet, bytes):
+            self._end(errors.PROTOCOL_ERROR)
+        else:
+            self._packets += 1
+            if packet:
+                self._session.send(packet)
 
     def _keep(self, payload: str | bytes) -> None:
-        self._room -= len(payload)
-        if self._room < 0:
-            self._end(errors.TOO_BIG)
-        else:
-            self._early.append(payload)
+        """For when it is answered. Who says more is not read until then."""
+        self._early.append(payload)
+        self._room -= len(payload) + EARLY_BYTES
+        if self._room < 0 and self._transport is not None:
+            self._transport.pause_reading()
 
     def _greeted(self, outcome: Connection | Refusal) -> None:
         transport = self._transport
@@ -173,6 +177,8 @@ class Greeting(asyncio.Protocol):
     def _end(self, cause: Close) -> None:
         self._session.close(cause)
         self._flush()
+        if self._transport is not None and not self._session.ended:
+            self._transport.resume_reading()
         self._expect(CLOSE_SECONDS)
 
     def _flush(self) -> None:
