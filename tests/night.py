@@ -143,6 +143,8 @@ class Device:
         self.client: Client | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.deaf = self.away = False
+        self.holds: list[tuple[float, float]] = []
+        """When nothing passed its network, and all that was on its way arrived after it."""
         self.ids = 0
         self.obeyed: list[str] = []
         self.obeyed_at: dict[str, float] = {}
@@ -257,6 +259,18 @@ class Device:
         except ConnectionClosed:
             pass  # the reader finds out
 
+    def hold(self) -> None:
+        self.network.hold()
+        self.holds.append((time.time(), math.inf))
+
+    def mend(self) -> None:
+        self.network.mend()
+        self.holds = [(begin, min(end, time.time())) for begin, end in self.holds]
+
+    def held_up(self, expires: float, came: float) -> bool:
+        """Whether what came then was perhaps on its way when its time was over."""
+        return any(begin < expires and came < end + 1 for begin, end in self.holds)
+
     async def cut(self) -> None:
         self.network.cut()
         if self.client is not None:
@@ -265,7 +279,7 @@ class Device:
         self.flights.clear()
 
     async def close(self) -> None:
-        self.network.mend()
+        self.mend()
         await self.network.close()
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=PATIENCE)

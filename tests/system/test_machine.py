@@ -144,11 +144,11 @@ class Machine(RuleBasedStateMachine):
             await quiet(lambda: not device.flights)
         elif fate == "ack lost":
             await device.cut()
-            device.network.mend()
+            device.mend()
 
     async def connect(self, device: Device, data: st.DataObject) -> None:
         """Anew, whatever became of the connection before. A deaf one obeys, but its acks are lost."""
-        device.network.mend()
+        device.mend()
         device.deaf = data.draw(st.booleans())
         await device.connect()
 
@@ -164,11 +164,11 @@ class Machine(RuleBasedStateMachine):
 
     async def hold(self, device: Device, data: st.DataObject) -> None:
         """Half a connection: both ends believe in it."""
-        device.network.hold()
+        device.hold()
 
     async def mend(self, device: Device, data: st.DataObject) -> None:
         """What was held arrives, perhaps at a connection that another has superseded."""
-        device.network.mend()
+        device.mend()
         await asyncio.sleep(MOMENT)
 
     # The gateway
@@ -222,7 +222,7 @@ class Machine(RuleBasedStateMachine):
         device.deaf = deaf
         if fate == "lost on its way":
             await device.cut()
-            device.network.mend()
+            device.mend()
         elif fate == "worker dies":
             await asyncio.to_thread(self.gateway.kill_worker, worker)
         elif fate == "store dies":
@@ -286,7 +286,7 @@ class Machine(RuleBasedStateMachine):
             self.gateway.thaw()
         for device in self.devices:
             device.deaf = False
-            device.network.mend()
+            device.mend()
         self.ceased = time.time()
         staying = [asyncio.create_task(self.stay(device)) for device in self.devices]
         try:
@@ -370,7 +370,7 @@ class Machine(RuleBasedStateMachine):
             while not push.taken:
                 await push.give(self.gateway)
         await device.cut()
-        device.network.mend()
+        device.mend()
         await quiet(lambda: device.shows[-1:] == [push.version], PATIENCE)
 
     async def stay(self, device: Device) -> None:
@@ -429,7 +429,9 @@ class Machine(RuleBasedStateMachine):
         for order in orders:
             state, expired = device.states[order.id], order.expires < time.time()
             if order.id in device.obeyed:
-                assert (device.obeyed_at[order.id] - order.expires) * 1000 < CLOCK_MS
+                came = device.obeyed_at[order.id]
+                late = (came - order.expires) * 1000 >= CLOCK_MS and not device.held_up(order.expires, came)
+                assert not late, self.timeline(device, order, state)
                 assert state == "acked" or (state == "expired" and expired), self.timeline(device, order, state)
             else:
                 assert state == "expired" and expired, self.timeline(device, order, state)
