@@ -73,7 +73,6 @@ class Screen(Player):
     def on_state(self, state: State) -> None:
         if state is State.ONLINE:
             self.connects += 1
-            self.fleet.arrivals.append(time.monotonic())
         elif state is State.WAITING and self.ending is not None:
             self.endings[self.ending.reason] += 1
         self.fleet.news.set()
@@ -82,8 +81,9 @@ class Screen(Player):
         if event == "command":
             self.commands[data["commandId"]] += 1
             self.fleet.news.set()
-        elif event == "config" and self.fleet.beat:
-            self.interval = self.fleet.beat
+        elif event == "config":
+            self.fleet.arrivals.append(int(data["session"], 16) / 1e6)
+            self.interval = self.fleet.beat or self.interval
 
     def received(self, socket: WebSocket, text: str) -> None:
         if '"nextHeartbeatIn"' in text:
@@ -117,7 +117,7 @@ class Fleet:
         self.beat = beat
         self.news = asyncio.Event()
         self.arrivals: list[float] = []
-        """When each handshake was done, in order."""
+        """When each was let in, by the gateway's clock: a large fleet hears of it late."""
         self.screens: list[Screen] = []
         for number in range(count):
             self.screens.append(kind(self, f"{prefix}-{number}"))

@@ -34,10 +34,7 @@ WORKERS = 2
 
 
 def peak(arrivals: Iterable[float], seconds: float = 1.0) -> int:
-    """The most handshakes a second, within any time of so many seconds.
-
-    As the players see it, who of a large fleet are late themselves: that evens out over some seconds.
-    """
+    """The most handshakes a second, within any time of so many seconds."""
     times = sorted(arrivals)
     most = max((bisect_left(times, begin + seconds) - at for at, begin in enumerate(times)), default=0)
     return round(most / seconds)
@@ -228,7 +225,7 @@ async def come_back(
             await asyncio.to_thread(service.start)
             took = await fleet.online(patience)
             took += await impatient.online(patience)
-            most = peak([*fleet.arrivals[begun[0] :], *impatient.arrivals[begun[1] :]], 1.0 if count < 1000 else 5.0)
+            most = peak([*fleet.arrivals[begun[0] :], *impatient.arrivals[begun[1] :]])
             sent_away = endings(fleet, impatient)["OVERLOADED"] - sent_away
             budget = per_second * WORKERS
             await fleet.beaten()
@@ -242,8 +239,7 @@ async def come_back(
                 f"all back {took:.1f} s after the start, peak {most} handshakes/s of {budget}, "
                 f"sent away {sent_away} times, {offline} offline meanwhile"
             )
-            # On two cores, which the players share, a return of more takes longer than an absence may last.
-            assert offline == 0 or count > 10_000
+            assert offline == 0
             return sent_away
 
 

@@ -1,6 +1,6 @@
 """The line at the door: handshakes over the budget wait here for their turn, some seconds at most; more are sent away.
 
-To hold a handshake that has come costs nothing. To refuse it costs a good part of what it costs to take it, and a
+To hold a handshake that has come costs nothing. To refuse it costs most of what it costs to take it, and a
 player that does not hear when to come knocks again and again; whoever stands here knocks no more.
 
 They are let in by their turns, as the budget allows, a few in each turn of the loop and no more than the store keeps up
