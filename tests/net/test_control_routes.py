@@ -420,6 +420,7 @@ class TestDevices:
             await Screen.dial(one, "lobby")
             wall = Screen(await dial(one.port, user_token()), acks=False)
             await wall.answer("join:organization", {"organizationId": "acme"}, 1)
+            await wall.event("device:status:batch")  # else it may be told in there
             await Screen.dial(other, "lobby", organization="beta")
             client = books(redis_url)
             await until(lambda: client.zcard("vz:{o:acme}:devices") == 0)
