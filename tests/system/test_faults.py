@@ -407,7 +407,7 @@ async def test_screens_vanish(tmp_path: Path) -> None:
 async def test_the_clock_jumps(tmp_path: Path, whose: str) -> None:
     """An hour forward, and two back. `the machine's`: the store's jumps too, and keys of an hour's life with it."""
     clock = Clock(tmp_path / "clock")
-    # A busy machine pauses for two seconds, and whose worker is silent for that long may be said to be offline.
+    # Whatever is silent for three heartbeats is stale, and for five seconds offline: each jump is looked at for longer.
     soon = {"VIZORA_PRESENCE__OFFLINE_AFTER_SECONDS": "2", "VIZORA_PRESENCE__WORKER_LOST_AFTER_SECONDS": "5"}
     with Valkey(tmp_path / "valkey", clock.env if whose == "the machine's" else {}) as valkey:
         env = {"REDIS_URL": valkey.url, **soon, **clock.env}

@@ -154,9 +154,10 @@ class Presence:
         if abs(offset - self._offset) > CLOCK_STEP_MS:
             self._stepped = now
         self._offset = offset
-        heard = max(device.last_heartbeat, device.connected // 1000)
-        # A time of before the clock was set does not say how long ago that was: then the wait begins anew.
-        silence = now - max(heard if heard <= now else 0, self._stepped)
+        # A time of before the clock was set back does not say how long ago that was, be it that of the connect or of the
+        # last heartbeat: without the other the wait begins anew.
+        heard = max(at if at <= now else 0 for at in (device.last_heartbeat, device.connected // 1000))
+        silence = now - max(heard, self._stepped)
         if silence < patience:
             return (patience - silence) / 1000
         if device.status == "online":
