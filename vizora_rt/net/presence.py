@@ -154,8 +154,8 @@ class Presence:
         if abs(offset - self._offset) > CLOCK_STEP_MS:
             self._stepped = now
         self._offset = offset
-        # A time of before the clock was set back does not say how long ago that was, be it that of the connect or of the
-        # last heartbeat: without the other the wait begins anew.
+        # A time of before the clock was set back, of the connect or of a heartbeat, does not say how long ago that was:
+        # without another one the wait begins anew.
         heard = max(at if at <= now else 0 for at in (device.last_heartbeat, device.connected // 1000))
         silence = now - max(heard, self._stepped)
         if silence < patience:
