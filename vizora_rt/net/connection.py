@@ -14,6 +14,7 @@ from vizora_rt.app.state import Device
 from vizora_rt.config import Config
 from vizora_rt.errors import NORMAL, SILENT, SLOW_CONSUMER, Close
 from vizora_rt.metrics import Cell
+from vizora_rt.net.reading import BoundedReader
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire.messages import NATIVE, Dialect
 from vizora_rt.wire.session import CLOSING, OPEN, Session
@@ -64,7 +65,7 @@ class Terms:
         self.unsent_for = config.limits.unsent_seconds
 
 
-class Connection(asyncio.Protocol):
+class Connection(BoundedReader):
     """One client after its opening handshake."""
 
     __slots__ = (
@@ -161,6 +162,10 @@ class Connection(asyncio.Protocol):
             self._say_goodbye(session.closed_by)
         self._corked = False
         self.flush()
+
+    def read_on(self) -> None:
+        if self.transport is not None and not self._stalled and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         """Queue an event; `body` is JSON. Written at once, unless a read is being answered."""

@@ -15,6 +15,7 @@ from vizora_rt import errors
 from vizora_rt.config import Config
 from vizora_rt.errors import Close, Refusal
 from vizora_rt.net.connection import CLOSE_SECONDS, Connection
+from vizora_rt.net.reading import BoundedReader
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import socketio
 from vizora_rt.wire.frames import TEXT, encode_frame
@@ -66,12 +67,12 @@ class Lobby(Protocol):
         """Count that a limit was met."""
 
 
-class Greeting(asyncio.Protocol):
+class Greeting(BoundedReader):
     """One client that has not said who it is, or is being checked."""
 
     __slots__ = (
         "_address", "_asking", "_due", "_early", "_lobby", "_packets", "_request", "_room", "_session", "_started",
-        "_transport",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, lobby: Lobby, request: Request, address: str) -> None:
@@ -80,7 +81,7 @@ class Greeting(asyncio.Protocol):
         self._address = address
         # As much as HTTP takes from who has not said who it is.
         self._session = Session(lobby.config.limits.header_bytes)
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._due = 0.0
         self._packets = 0
         self._early: list[str | bytes] = []
@@ -91,7 +92,7 @@ class Greeting(asyncio.Protocol):
     def attach(self, transport: asyncio.Transport, handshake: bytes, early: bytes) -> None:
         """Take over `transport`; `early` came behind the request."""
         limits, presence = self._lobby.config.limits, self._lobby.config.presence
-        self._transport = transport
+        self.transport = transport
         transport.set_protocol(self)
         self._session.send_raw(handshake)
         session_id = secrets.token_urlsafe(ID_BYTES)
@@ -109,6 +110,10 @@ class Greeting(asyncio.Protocol):
                 self._take(payload)
         self._flush()
 
+    def read_on(self) -> None:
+        if self.transport is not None and self._room >= 0:
+            self.transport.resume_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self._session.closed_by is errors.TOO_BIG:
             self._lobby.limited("header_bytes")
@@ -116,12 +121,12 @@ class Greeting(asyncio.Protocol):
 
     def on_timer(self, now: float) -> float | None:
         """The end of patience: first with the CONNECT packet, then with the closing handshake."""
-        if self._transport is None:
+        if self.transport is None:
             return None
         if now < self._due:
             return self._due - now
         if self._session.state != OPEN:
-            self._transport.abort()
+            self.transport.abort()
         elif self._asking:
             self._expect(CLOSE_SECONDS)  # the store has a limit of its own
         else:
@@ -155,11 +160,11 @@ class Greeting(asyncio.Protocol):
         """For when it is answered. Who says more is not read until then."""
         self._early.append(payload)
         self._room -= len(payload) + EARLY_BYTES
-        if self._room < 0 and self._transport is not None:
-            self._transport.pause_reading()
+        if self._room < 0 and self.transport is not None:
+            self.transport.pause_reading()
 
     def _greeted(self, outcome: Connection | Refusal) -> None:
-        transport = self._transport
+        transport = self.transport
         if isinstance(outcome, Connection):
             if transport is None or self._session.state != OPEN:
                 return  # it left meanwhile
@@ -177,12 +182,12 @@ class Greeting(asyncio.Protocol):
     def _end(self, cause: Close) -> None:
         self._session.close(cause)
         self._flush()
-        if self._transport is not None and not self._session.ended:
-            self._transport.resume_reading()
+        if self.transport is not None and not self._session.ended:
+            self.transport.resume_reading()
         self._expect(CLOSE_SECONDS)
 
     def _flush(self) -> None:
-        output, transport = self._session.take_output(), self._transport
+        output, transport = self._session.take_output(), self.transport
         if transport is None:
             return
         if output:
@@ -191,6 +196,6 @@ class Greeting(asyncio.Protocol):
             transport.close()
 
     def _leave(self) -> None:
-        if self._transport is not None:
-            self._transport = None
+        if self.transport is not None:
+            self.transport = None
             self._lobby.greeted()

@@ -21,6 +21,7 @@ from vizora_rt.net.gateway import Settle
 from vizora_rt.net.greeting import Greeting, Host
 from vizora_rt.net.line import Enter, Place, Waits
 from vizora_rt.net.operators import LOOPBACK, Ask, Operators
+from vizora_rt.net.reading import BoundedReader
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import http, proxy, socketio
@@ -134,7 +135,7 @@ class Server:
         self.metrics.counter("limits_exceeded_total", limit).value += 1
 
 
-class Exchange(asyncio.Protocol):
+class Exchange(BoundedReader):
     """One TCP connection until it is upgraded or ends."""
 
     __slots__ = (
@@ -269,6 +270,13 @@ class Exchange(asyncio.Protocol):
             self._upgrade(outcome)
         else:
             self._serve(outcome)
+
+    def read_on(self) -> None:
+        """Read again, unless a request is being answered or waits: then `_go_on` does so after the answer."""
+        parser = self._parser
+        waits = parser is not None and (self._busy or bool(parser.rest))
+        if self.transport is not None and not self._stalled and not waits:
+            self.transport.resume_reading()
 
     def _unwrap(self, data: bytes) -> bytes:
         """Take the header of the PROXY protocol off what a proxy sends first; what is left of `data`."""

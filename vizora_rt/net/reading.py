@@ -1,0 +1,40 @@
+"""Bounded reads: what one client may bring in one turn of the event loop.
+
+libuv reads one socket up to 32 times before it looks at the next one. A protocol of this module takes at most
+`READ_BYTES` a turn: a read that fills the buffer pauses the socket until the next turn.
+"""
+
+import asyncio
+from typing import Final
+
+READ_BYTES: Final = 65_536
+"""Bytes of one read. A worker's heartbeats come 300 at a time; a batch of 200 plays (40 KB) still comes in one read."""
+
+_buffer = bytearray(READ_BYTES)
+"""One for all connections of a process: what was read is copied out before the next read begins."""
+_view = memoryview(_buffer)
+
+
+class BoundedReader(asyncio.BufferedProtocol):
+    """A protocol that is given what one read brought, at most `READ_BYTES` of it in one turn of the loop."""
+
+    __slots__ = ()
+
+    transport: asyncio.Transport | None
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return _buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(_view[:nbytes]))
+        if nbytes == READ_BYTES and self.transport is not None:
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self.read_on)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what one read brought."""
+        raise NotImplementedError
+
+    def read_on(self) -> None:
+        """Read again, unless something else has paused the socket meanwhile. Called in a later turn."""
+        raise NotImplementedError
