@@ -46,6 +46,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     message_bytes: NotNegative = 65536
     messages_per_minute: NotNegative = 120
+    plays_per_minute: NotNegative = 2_400
     refusals_in_a_row: NotNegative = 5
     handshakes_per_second: NotNegative = 2_500
     handshake_wait_seconds: Annotated[float, Meta(ge=0, le=60)] = 5.0

@@ -102,6 +102,38 @@ class TestRate:
                 arrival = rate.next(arrival, now / 1000)
 
 
+class Sender:
+    def __init__(self) -> None:
+        self.arrival = 0.0
+
+
+class TestCost:
+    def test_what_costs_more_than_one_is_owed(self) -> None:
+        rate, sender = Rate(60, 10), Sender()
+        assert rate.take(sender, 100.0, 9.0) == 0.0
+        assert rate.take(sender, 100.0, 25.0) == 0.0
+        assert rate.take(sender, 100.0) == rate.wait(sender.arrival, 100.0) == pytest.approx(25.0, abs=0.1)
+        assert rate.take(sender, 124.0) == pytest.approx(1.0, abs=0.1)
+        assert rate.take(sender, 125.1) == 0.0
+
+    def test_what_is_refused_costs_nothing(self) -> None:
+        rate, sender = Rate(60, 1), Sender()
+        rate.take(sender, 100.0)
+        before = sender.arrival
+        assert rate.take(sender, 100.0, 50.0) > 0
+        assert sender.arrival == before
+
+    def test_over_time_no_more_than_the_rate(self) -> None:
+        rate, sender = Rate(120, 240), Sender()
+        taken = sum(10 for tick in range(6000) if not rate.take(sender, 50.0 + tick / 10, 10.0))
+        assert 240 + 1200 - 10 <= taken <= 240 + 1200 + 10
+
+    def test_off(self) -> None:
+        rate, sender = Rate(0, 0), Sender()
+        assert [rate.take(sender, 1.0, 1e9), rate.take(sender, 1.0)] == [0.0, 0.0]
+        assert sender.arrival == 0.0
+
+
 class TestMeter:
     def test_each_key_has_its_own(self) -> None:
         meter = Meter(2)

@@ -275,15 +275,31 @@ class TestImpressions:
             body = await it.refused("content:impressions", {"boot": "b", "plays": [{"seq": "x"}] * 200})
             assert len(body["details"]) == 10
 
-    async def test_a_batch_counts_once_against_the_rate(self, tmp_path: Path) -> None:
-        with Service(tmp_path, {**ENV, "VIZORA_LIMITS__MESSAGES_PER_MINUTE": "2"}, workers=1) as limited:
+    @pytest.mark.parametrize(("plays_per_minute", "taken"), [(0, 4), (200, 2), (100, 1)])
+    async def test_a_batch_counts_as_its_plays_against_the_rate(
+        self, tmp_path: Path, plays_per_minute: int, taken: int
+    ) -> None:
+        limits = {"MESSAGES_PER_MINUTE": 2, "PLAYS_PER_MINUTE": plays_per_minute}
+        env = {**ENV, **{f"VIZORA_LIMITS__{name}": str(value) for name, value in limits.items()}}
+        with Service(tmp_path, env, workers=1) as limited:
             async with screen(limited.start(), "rate") as it:
-                for number in range(4):
+                for number in range(taken):
                     batch = {"boot": "b", "plays": [play(200 * number + n) for n in range(1, 201)]}
                     assert (await it.taken("content:impressions", batch))["watermark"] == 200 * number + 200
                 body = await it.refused("content:impressions", {"boot": "b", "plays": []})
                 assert (body["code"], body["retryable"]) == ("RATE_LIMITED", True)
                 assert body["retryAfterMs"] > 0
+
+    async def test_what_is_refused_counts_as_well(self, tmp_path: Path) -> None:
+        env = {**ENV, "VIZORA_LIMITS__MESSAGES_PER_MINUTE": "2", "VIZORA_LIMITS__PLAYS_PER_MINUTE": "100"}
+        with Service(tmp_path, env, workers=1) as limited:
+            async with screen(limited.start(), "rate") as it:
+                wrong = await it.refused("content:impressions", {"boot": "b", "plays": [{}] * 5000})
+                assert wrong["code"] == "INVALID_PAYLOAD"
+                body = await it.refused("content:impressions", {"boot": "b", "plays": []})
+                assert body["code"] == "RATE_LIMITED"
+                # It has cost the whole bucket, of which one message comes back in 30 s.
+                assert 20_000 < body["retryAfterMs"] <= 60_000
 
 
 class TestFigures:

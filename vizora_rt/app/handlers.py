@@ -63,11 +63,13 @@ class Event:
     """One row of the table: the payload's schema and who handles it.
 
     `viewer` handles it for dashboards, given the `Watch` of the sender; without it, it is nothing that they may send.
+    `parts` says of its data, before that is validated, how many plays are in it: the rate limit counts them.
     """
 
     schema: type[Any]
     handler: Handler
     viewer: Callable[[Any, Any, int], Outcome] | None = None
+    parts: Callable[[Any], int] | None = None
 
 
 class Handlers:

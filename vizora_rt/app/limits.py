@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Hashable
 from itertools import islice
 from math import ceil
-from typing import Final
+from typing import Final, Protocol
 
 MAX_KEYS: Final = 100_000
 """Keys that a meter remembers, about 10 MB. A worker takes fewer handshakes in the minute that the slowest rate looks
@@ -24,6 +24,12 @@ LONGEST_TURN: Final = 60.0
 """Seconds that somebody is sent away for, at most. Whoever stays away longer is a screen that is dark without need."""
 
 
+class Sender(Protocol):
+    """Keeps the theoretical arrival time of its next cell, 0.0 before the first."""
+
+    arrival: float
+
+
 class Rate:
     """The arithmetic, for callers that keep the number themselves (one per device on the hot path)."""
 
@@ -37,8 +43,22 @@ class Rate:
         """Seconds until one more is allowed; 0.0 means now, and the caller stores `next`."""
         return max(0.0, arrival + self.interval - now - self.burst) if arrival > now else 0.0
 
-    def next(self, arrival: float, now: float) -> float:
-        return (arrival if arrival > now else now) + self.interval
+    def next(self, arrival: float, now: float, cost: float = 1.0) -> float:
+        """The arrival time after `cost` cells were taken."""
+        return (arrival if arrival > now else now) + self.interval * cost
+
+    def take(self, sender: Sender, now: float, cost: float = 1.0) -> float:
+        """Take `cost` cells of `sender`: 0.0, or the seconds until it has one, and nothing is taken.
+
+        One cell lets a message of any cost in. The rest is owed: `wait` tells when the next one may come. So a message
+        that costs more than a bucket holds is not refused for ever.
+        """
+        if not self.interval:
+            return 0.0
+        wait = self.wait(sender.arrival, now)
+        if not wait:
+            sender.arrival = self.next(sender.arrival, now, cost)
+        return wait
 
 
 class Meter:

@@ -47,6 +47,12 @@ def milliseconds(time: float | datetime | None) -> int | None:
     return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - EPOCH) // MILLISECOND
 
 
+def parts(data: Any) -> int:
+    """How many plays a batch has, whatever it is. One that has more than it may is refused, and costs as a full one."""
+    plays = data.get("plays") if data.__class__ is dict else None
+    return min(len(plays), MAX_PLAYS) if plays.__class__ is list else 0
+
+
 class Plays:
     """The events of proof of play, for one worker."""
 
@@ -58,7 +64,7 @@ class Plays:
         """How many this Redis has; 0 until it has said so, and until then no play can be taken."""
         self.table = {
             "content:impression": Event(Impression, self.impression),
-            "content:impressions": Event(Impressions, self.impressions),
+            "content:impressions": Event(Impressions, self.impressions, parts=parts),
         }
 
     def impression(self, device: Device, payload: Impression, now: int) -> Outcome:

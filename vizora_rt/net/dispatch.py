@@ -103,8 +103,10 @@ class Dispatcher:
         self._unknown = Counted(metrics, "unknown", None)
         self._error = Counted(metrics, "error", None)
         self._ack = Counted(metrics, "ack", None)
-        self._rate = Rate(config.limits.messages_per_minute, 2 * config.limits.messages_per_minute)
-        self._patience = config.limits.refusals_in_a_row
+        limits = config.limits
+        self._rate = Rate(limits.messages_per_minute, 2 * limits.messages_per_minute)
+        self._play_cost = limits.messages_per_minute / limits.plays_per_minute if limits.plays_per_minute else 0.0
+        self._patience = limits.refusals_in_a_row
         self._traced = report.message_share()
 
     def message(self, connection: Connection, payload: str | bytes) -> None:
@@ -127,14 +129,11 @@ class Dispatcher:
         if counted is None or counted.event is None or device is None:
             self._misplaced(connection, counted, name, ack_id, data, started)
             return
-        rate = self._rate
-        if rate.interval:
-            now = started / 1e9
-            wait = rate.wait(device.arrival, now)
-            if wait:
-                self._over_rate(connection, counted, device, ack_id, wait, started)
-                return
-            device.arrival = rate.next(device.arrival, now)
+        parts = counted.event.parts
+        wait = self._rate.take(device, started / 1e9, 1.0 if parts is None else self._cost(parts(data)))
+        if wait:
+            self._over_rate(connection, counted, device, ack_id, wait, started)
+            return
         fields = payloads.validate(counted.event.schema, data)
         if fields.__class__ is not counted.event.schema:
             if isinstance(fields, Invalid):
@@ -355,11 +354,11 @@ class Dispatcher:
 
     def _wait(self, sender: Device | Watch, now: float) -> float:
         """Take one from the sender's bucket; when it is empty, the seconds until one is back."""
-        rate = self._rate
-        wait = rate.wait(sender.arrival, now) if rate.interval else 0.0
-        if not wait:
-            sender.arrival = rate.next(sender.arrival, now)
-        return wait
+        return self._rate.take(sender, now)
+
+    def _cost(self, plays: int) -> float:
+        """How many messages of the rate a message with so many plays takes: one at least."""
+        return max(1.0, plays * self._play_cost)
 
     def _invalid(
         self,
