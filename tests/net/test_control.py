@@ -1,6 +1,7 @@
 """What all calls of the control API have in common: guard, methods, bodies, idempotency, audit, an outage of Redis."""
 
 import asyncio
+import gc
 import json
 from typing import ClassVar
 
@@ -143,6 +144,47 @@ class TestBodies:
             assert (answer.status, answer.body["code"]) == (413, "CONTENT_TOO_LARGE")
 
 
+class TestUnknown:
+    @EVERY
+    async def test_a_parameter_of_the_query(self, redis_url: str, method: str, path: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            for name in ("dryRun", "Limit", "organizationID", "device%49d2"):
+                target = f"{path}{'&' if '?' in path else '?'}{name}=1"
+                answer = await call(node, method, target, CALLS[method, path])
+                assert (answer.status, answer.body["code"]) == (400, "INVALID_BODY")
+                assert list(answer.body["details"]) == [name.replace("%49", "I")]
+            assert books(redis_url).keys("vz:{*") == []
+
+    @EVERY
+    async def test_a_field_of_the_body(self, redis_url: str, method: str, path: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            answer = await call(node, method, path, {**(CALLS[method, path] or {}), "dryRun": True})
+            assert (answer.status, list(answer.body["details"])) == (400, ["dryRun"])
+            assert books(redis_url).keys("vz:{*") == []
+
+    @pytest.mark.parametrize(
+        ("method", "path", "name"),
+        [
+            ("GET", "/organizations/acme/devices?limit=1&limit=2", "limit"),
+            ("GET", "/organizations/acme/devices?offset=1&o%66fset=2", "offset"),
+            ("DELETE", "/internal/device-revoked?deviceId=a&deviceId=b", "deviceId"),
+            ("DELETE", "/internal/device-revoked?deviceId=a&jti=b&jti=", "jti"),
+        ],
+    )
+    async def test_a_parameter_that_is_there_twice(self, redis_url: str, method: str, path: str, name: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            answer = await call(node, method, path)
+            assert (answer.status, answer.body["details"]) == (400, {name: "is there more than once"})
+
+    async def test_a_token_is_not_let_in_by_a_misspelt_call(self, redis_url: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            await call(node, "POST", "/internal/device-revoked", {"deviceId": "lobby"})
+            for query, body in (("?deviceId=lobby&JTI=t1", None), ("?deviceId=lobby&jti=t1", {"jti": "t2"})):
+                answer = await call(node, "DELETE", f"/internal/device-revoked{query}", body)
+                assert answer.status == 400
+            assert books(redis_url).exists("vz:{d:lobby}:revoked")
+
+
 class TestIdempotency:
     KEY: ClassVar = {"Idempotency-Key": "order-7"}
 
@@ -247,6 +289,29 @@ class TestOutage:
             assert int(answer.headers["retry-after"]) > 0
         finally:
             await node.stop()
+
+    @EVERY
+    async def test_redis_goes_away_during_a_call_and_no_reply_is_left_behind(
+        self, redis_url: str, method: str, path: str
+    ) -> None:
+        """Several commands of one call are lost together; the loop is told of no exception that nobody looked at."""
+        proxy = Proxy(Address.parse(redis_url).path)
+        told: list[Json] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: told.append(context))
+        async with fleet(await proxy.open(), 1) as (node,):
+            await until(lambda: node.gateway.plays.partitions)
+            books(redis_url).zadd("vz:{o:acme}:devices", {"lobby": 1, "hall": 2})
+            proxy.rewrite = lambda data: b""
+            asking = asyncio.create_task(call(node, method, path, CALLS[method, path]))
+            await until(lambda: node.control._under_way and node.store.busy)
+            proxy.cut()
+            assert (await asking).status in (503, 200)
+            proxy.rewrite = bytes
+            await until(lambda: not node.control._under_way)
+        await proxy.close()
+        gc.collect()
+        assert told == []
 
     async def test_redis_goes_away_during_a_call(self, redis_url: str) -> None:
         proxy = Proxy(Address.parse(redis_url).path)

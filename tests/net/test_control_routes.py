@@ -219,6 +219,20 @@ class TestBroadcast:
             answer = await call(node, "POST", "/commands/broadcast", {**whom, "command": {"type": "reload"}})
             assert (answer.status, list(answer.body["details"])) == (400, ["deviceIds"])
 
+    async def test_a_misspelt_field_reaches_no_device(self, redis_url: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            screens = [await Screen.dial(node, name) for name in ("d1", "d2")]
+            reboot = {"type": "reboot", "notBefore": "2026-12-01T00:00:00Z"}
+            body = {"organizationId": "acme", "deviceIDs": ["d1"], "dryRun": True, "command": reboot}
+            answer = await call(node, "POST", "/commands/broadcast", body)
+            assert (answer.status, answer.body["code"]) == (400, "INVALID_BODY")
+            assert set(answer.body["details"]) == {"deviceIDs", "dryRun", "command.notBefore"}
+            assert (await command(node, "d1", "pause")).status == 200
+            assert [[each["data"]["type"] for each in screen.messages("command")] for screen in screens] == [
+                ["pause"],
+                [],
+            ]
+
     async def test_a_screenshot_is_asked_of_one(self, redis_url: str) -> None:
         async with fleet(redis_url, 1) as (node,):
             body = {"deviceIds": ["a", "b"], "command": {"type": "screenshot"}}
@@ -260,6 +274,15 @@ class TestPush:
             payloads = [message["data"]["payload"] for message in screen.messages("command")]
             assert payloads == [{"content": {"id": "c1"}, "duration": 5}, {"content": {"id": "c1"}, "duration": 1.5}]
 
+    async def test_content_with_an_id_of_the_caller_is_pushed_once(self, redis_url: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            screen = await Screen.dial(node, "lobby")
+            body = {"deviceId": "lobby", "content": {"id": "c1"}, "commandId": "p1"}
+            for _ in range(2):
+                answer = await call(node, "POST", "/push/content", body)
+                assert (answer.status, answer.body["commandId"]) == (200, "p1")
+            assert screen.commands() == ["p1"]
+
     @pytest.mark.parametrize(("path", "field"), [("/push/playlist", "playlist"), ("/push/content", "content")])
     async def test_nested_too_deep(self, redis_url: str, path: str, field: str) -> None:
         async with fleet(redis_url, 1) as (node,):
@@ -292,6 +315,24 @@ class TestNotifications:
             body = {"organizationId": "acme", "notification": {}}
             answer = await call(node, "POST", "/notifications/broadcast", body)
             assert (answer.status, answer.body["delivered"]) == (200, False)
+
+    @pytest.mark.parametrize(
+        ("body", "where"),
+        [
+            ({"notification": {"userID": "ann"}}, "notification.userID"),
+            ({"notification": {"user_id": "ann"}}, "notification.user_id"),
+            ({"notification": {"userId": "bob"}, "userId": "ann"}, "userId"),
+            ({"notification": {}, "userID": "ann"}, "userID"),
+        ],
+    )
+    async def test_one_user_is_not_all(self, redis_url: str, body: dict[str, Any], where: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            ann = Screen(await dial(node.port, user_token("ann")))
+            await until(lambda: node.gateway.bus.hears("acme"))
+            answer = await call(node, "POST", "/notifications/broadcast", {"organizationId": "acme", **body})
+            assert (answer.status, list(answer.body["details"])) == (400, [where])
+            await call(node, "POST", "/notifications/broadcast", {"organizationId": "acme", "notification": {"n": 1}})
+            assert await ann.event("notification:new") == {"n": 1}
 
     @pytest.mark.parametrize("user", ["a b", 7, ""])
     async def test_what_is_no_user(self, redis_url: str, user: object) -> None:

@@ -8,10 +8,11 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 from vizora_rt import errors, report
 from vizora_rt.app.auth import valid_id
@@ -19,9 +20,9 @@ from vizora_rt.errors import Refusal
 from vizora_rt.net.answers import Response, Sender, refuse, segments
 from vizora_rt.net.http import Server
 from vizora_rt.net.store import LOST, Store
-from vizora_rt.wire import bodies, messages, resp
+from vizora_rt.wire import bodies, resp
 from vizora_rt.wire.http import Request
-from vizora_rt.wire.payloads import Invalid
+from vizora_rt.wire.payloads import MAX_DETAILS, Invalid
 from vizora_rt.wire.resp import ReplyError
 
 log = report.logger("control")
@@ -44,10 +45,11 @@ class RefusedError(Exception):
 
 @dataclass(slots=True)
 class Call:
-    """One call: its body as its schema, the id in its path, and what the audit line shall name."""
+    """One call: its body as its schema, its query, the id in its path, and what the audit line shall name."""
 
     request: Request
     body: Any
+    query: Mapping[str, str]
     argument: str
     key: str
     fingerprint: str
@@ -62,6 +64,18 @@ class Call:
 Handler = Callable[[Call], Awaitable[Response]]
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a route takes: a body with a `schema`, parameters of the `query`, which stand for fields of the schema where
+    there is one. A call that `changes` something is audited."""
+
+    pattern: str
+    handler: Handler
+    schema: type[Any] | None
+    query: tuple[str, ...]
+    changes: bool
+
+
 class Asker:
     """The store for calls: replies are awaited, and what is no answer ends the call."""
 
@@ -69,32 +83,42 @@ class Asker:
         self._store = store
 
     async def ask(self, *commands: bytes) -> list[Any]:
-        """The replies to commands that are sent together."""
+        """The replies to commands that are sent together. Raises RefusedError when one of them is an error."""
+        replies = await self.ask_each(*commands)
+        for reply in replies:
+            _check(reply)
+        return replies
+
+    async def ask_each(self, *commands: bytes) -> list[Any]:
+        """The same, but errors are in the list, as `ReplyError`: in a cluster one shard may be away."""
         submit = self._store.submit
         return [await each for each in [self._begin(partial(submit, "other", command)) for command in commands]]
 
     async def publish(self, channel: str, text: bytes) -> Any:
         """Ring a doorbell; how many heard it."""
-        return await self._begin(partial(self._store.publish, channel, text))
+        return _check(await self._begin(partial(self._store.publish, channel, text)))
 
     async def script(self, name: str, keys: tuple[str, ...], args: tuple[bytes | str | int, ...]) -> Any:
         """The reply of a registered script."""
-        return await self._begin(partial(self._store.eval, name, keys, args))
+        return _check(await self._begin(partial(self._store.eval, name, keys, args)))
 
     def _begin(self, submit: Callable[[Callable[[object], None]], bool]) -> asyncio.Future[Any]:
+        """The reply to come. An error is its result: nobody may look at the second of two that fail."""
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def on_reply(reply: object) -> None:
-            if answered.done():
-                return  # the caller has gone
-            if isinstance(reply, ReplyError):
-                answered.set_exception(RefusedError(errors.STORE_UNAVAILABLE))
-            else:
+            if not answered.done():  # else the call was ended meanwhile
                 answered.set_result(reply)
 
         if not submit(on_reply):
             on_reply(LOST)
         return answered
+
+
+def _check(reply: Any) -> Any:
+    if isinstance(reply, ReplyError):
+        raise RefusedError(errors.STORE_UNAVAILABLE)
+    return reply
 
 
 class Control:
@@ -104,65 +128,84 @@ class Control:
         self._secret = secret.encode()
         self._server = server
         self._store = store
+        self._under_way: set[asyncio.Task[Response]] = set()
+        self._closing = False
         self.asker = Asker(store)
 
     def add(
-        self, method: str, pattern: str, handler: Handler, schema: type[Any] | None = None, changes: bool | None = None
+        self,
+        method: str,
+        pattern: str,
+        handler: Handler,
+        schema: type[Any] | None = None,
+        query: tuple[str, ...] = (),
     ) -> None:
-        """Take a route. With a schema there must be a body; a call that changes something is audited."""
-        changing = method != "GET" if changes is None else changes
+        """Take a route. With a schema there must be a body, or, with a `query` too, one of the two."""
+        kind = Kind(pattern, handler, schema, query, method != "GET")
 
         def route(request: Request, sender: Sender) -> Response | Awaitable[Response]:
             if not self._allowed(request):
                 return refuse(errors.API_KEY_INVALID)
-            return self._serve(request, sender, pattern, handler, schema, changing)
+            if self._closing:
+                return refuse(errors.DRAINING)  # before anything is done: the caller may go elsewhere with it
+            return self._begin(request, sender, kind)
 
         self._server.add(method, pattern, route)
+
+    async def close(self, seconds: float) -> None:
+        """Begin no more calls, and wait up to `seconds` for those under way. They leave their caller an answer, their
+        line in the log, and their idempotency key in order."""
+        self._closing = True
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=seconds)
+
+    async def _begin(self, request: Request, sender: Sender, kind: Kind) -> Response:
+        """What was begun is finished, whether its caller waits for the answer or has gone."""
+        task = asyncio.get_running_loop().create_task(self._serve(request, sender, kind))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
 
     def _allowed(self, request: Request) -> bool:
         given = request.headers.get(KEY_HEADER, "").encode("latin-1", "replace")
         return bool(self._secret) and hmac.compare_digest(given, self._secret)
 
-    async def _serve(
-        self,
-        request: Request,
-        sender: Sender,
-        pattern: str,
-        handler: Handler,
-        schema: type[Any] | None,
-        changing: bool,
-    ) -> Response:
+    async def _serve(self, request: Request, sender: Sender, kind: Kind) -> Response:
         call: Call | None = None
+        address = sender.client(request)
         try:
-            call = self._call(request, pattern, schema)
+            call = self._call(request, kind)
             if not self._store.partly_up:
                 raise RefusedError(errors.STORE_UNAVAILABLE)
-            response = await (self._once(call, handler) if call.key and changing else handler(call))
+            response = await (self._once(call, kind.handler) if call.key and kind.changes else kind.handler(call))
         except RefusedError as refused:
             response = refuse(refused.refusal, **refused.more)
-        if changing and call is not None:
+        except Exception as error:
+            log.exception("call failed", error, path=kind.pattern)
+            response = refuse(errors.INTERNAL)
+        if kind.changes and call is not None:
             log.info(
                 "audit",
                 method=request.method,
-                path=pattern,
+                path=kind.pattern,
                 status=response.status,
-                address=sender.client(request),
+                address=address,
                 **({"idempotency_key": call.key} if call.key else {}),
                 **call.audit,
             )
         return response
 
-    def _call(self, request: Request, pattern: str, schema: type[Any] | None) -> Call:
-        body: Any = None
-        if schema is not None:
-            try:
-                data = messages.loads(request.body)
-            except messages.JSONError:
-                raise RefusedError(errors.INVALID_BODY, details={"body": "expected JSON"}) from None
-            body = bodies.check(schema, data)
-            if isinstance(body, Invalid):
-                raise RefusedError(errors.INVALID_BODY, details=body.details)
-        argument = segments(request)[1] if "{" in pattern else ""
+    def _call(self, request: Request, kind: Kind) -> Call:
+        query = parameters(request.query, kind.query)
+        if kind.schema is None:
+            body = bodies.read(bodies.Nothing, request.body or b"{}")
+        elif kind.query:
+            body = bodies.read(kind.schema, request.body or b"{}", query)
+        else:
+            body = bodies.read(kind.schema, request.body)
+        if isinstance(body, Invalid):
+            raise RefusedError(errors.INVALID_BODY, details=body.details)
+        argument = segments(request)[1] if "{" in kind.pattern else ""
         if argument and not valid_id(argument):
             raise RefusedError(errors.NOT_FOUND)
         key = request.headers.get(IDEMPOTENCY_HEADER, "")
@@ -170,7 +213,7 @@ class Control:
             why = "expected 1 to 128 printable characters without space or braces"
             raise RefusedError(errors.INVALID_BODY, details={"Idempotency-Key": why})
         parts = (request.method.encode(), request.path.encode(), request.query.encode(), request.body)
-        return Call(request, body, argument, key, hashlib.sha256(b"\n".join(parts)).hexdigest())
+        return Call(request, body, query, argument, key, hashlib.sha256(b"\n".join(parts)).hexdigest())
 
     async def _once(self, call: Call, handler: Handler) -> Response:
         """Do a call once: the same key and the same request get the same answer for a day."""
@@ -188,6 +231,9 @@ class Control:
             response = await handler(call)
         except RefusedError as refused:
             response = refuse(refused.refusal, **refused.more)
+        except Exception:
+            self._store.submit("other", resp.pack("DEL", name))
+            raise
         if response.status >= 500 or response.status == errors.LEDGER_FULL.status:
             # It may be tried again, with the same key.
             self._store.submit("other", resp.pack("DEL", name))
@@ -196,6 +242,23 @@ class Control:
             self._store.submit("other", resp.pack("HSET", name, "answer", answer))
             self._store.submit("expire", resp.pack("EXPIRE", name, KEPT_SECONDS))
         return response
+
+
+def parameters(query: str, known: tuple[str, ...]) -> Mapping[str, str]:
+    """The parameters of a query. Raises RefusedError when one is not `known`, or is there twice."""
+    found: dict[str, str] = {}
+    details: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            details[name[: bodies.SHOWN_NAME]] = f"unknown: expected {', '.join(known) or 'no query'}"
+        elif name in found:
+            details[name] = "is there more than once"
+        found[name] = value
+        if len(details) == MAX_DETAILS:
+            break
+    if details:
+        raise RefusedError(errors.INVALID_BODY, details=details)
+    return found
 
 
 def now_ms() -> int:

@@ -20,7 +20,7 @@ from vizora_rt.net.ledger import command_key, place_of
 from vizora_rt.net.orders import Tally
 from vizora_rt.net.plays import plays_of
 from vizora_rt.net.store import Store
-from vizora_rt.wire import bodies, messages, payloads, resp
+from vizora_rt.wire import bodies, messages, resp
 from vizora_rt.wire.messages import iso
 
 MOST_DEVICES: Final = 10_000
@@ -43,12 +43,12 @@ class Routes:
         add("GET", "/commands/{commandId}", self.command_states)
         add("POST", "/notifications/broadcast", self.notify, bodies.Notification)
         add("POST", "/internal/device-revoked", self.revoke, bodies.Revocation)
-        add("DELETE", "/internal/device-revoked", self.restore)
+        add("DELETE", "/internal/device-revoked", self.restore, bodies.Revocation, ("deviceId", "jti", "reason"))
         add("POST", "/internal/tenant-entitlement", self.entitle, bodies.Entitlement)
         add("POST", "/internal/token-refresh", self.refresh_token, bodies.TokenRefresh)
         add("GET", "/devices/{id}", self.device)
         add("DELETE", "/devices/{id}", self.erase)
-        add("GET", "/organizations/{id}/devices", self.devices)
+        add("GET", "/organizations/{id}/devices", self.devices, query=("limit", "offset"))
         add("GET", "/devices/{id}/plays", self.plays)
         add("GET", "/screenshots/{requestId}", self.screenshot)
 
@@ -67,7 +67,8 @@ class Routes:
     async def push_content(self, call: Call) -> Response:
         body: bodies.PushContent = call.body
         payload = {"content": body.content, "duration": body.duration}
-        return await self._one(call, body.device_id, bodies.Command("push_content", payload=payload), "content")
+        command = bodies.Command("push_content", body.command_id, payload)
+        return await self._one(call, body.device_id, command, "content")
 
     async def command(self, call: Call) -> Response:
         body: bodies.DeviceCommand = call.body
@@ -205,7 +206,13 @@ class Routes:
 
     async def notify(self, call: Call) -> Response:
         body: bodies.Notification = call.body
-        user = body.user_id or body.notification.get("userId")
+        misspelt = bodies.variant("userId", body.notification)
+        if misspelt is not None:
+            raise RefusedError(errors.INVALID_BODY, details={f"notification.{misspelt}": "expected userId"})
+        inner = body.notification.get("userId")
+        user = inner if body.user_id is None else body.user_id
+        if inner not in (None, user):
+            raise RefusedError(errors.INVALID_BODY, details={"userId": "is not that of the notification"})
         if user is not None and not valid_id(user):
             raise RefusedError(errors.INVALID_BODY, details={"notification.userId": "expected an id"})
         call.audit = {"organization_id": body.organization_id, "user_id": user}
@@ -258,11 +265,7 @@ class Routes:
     async def restore(self, call: Call) -> Response:
         """Undo a revocation, with `jti` that of one token. Clients may send no body with DELETE (RFC 9110 section
         9.3.5): a query will do."""
-        data = parsed(call.request.body) if call.request.body else {}
-        given = {"deviceId": call.request.param("deviceId"), "jti": call.request.param("jti")} | data
-        body = bodies.check(bodies.Revocation, {name: value for name, value in given.items() if value is not None})
-        if isinstance(body, payloads.Invalid):
-            raise RefusedError(errors.INVALID_BODY, details=body.details)
+        body: bodies.Revocation = call.body
         call.audit = {"device_id": body.device_id, "jti": body.jti}
         (undone,) = await self._ask(resp.pack("DEL", devices.revoked_key(body.device_id, body.jti)))
         message = "no longer revoked" if undone else "was not revoked"
@@ -354,23 +357,13 @@ def written(where: str, write: Any, *values: Any) -> bytes:
     return text
 
 
-def parsed(body: bytes) -> dict[str, Any]:
-    try:
-        data = messages.loads(body)
-    except messages.JSONError:
-        data = None
-    if not isinstance(data, dict):
-        raise RefusedError(errors.INVALID_BODY, details={"body": "expected a JSON object"})
-    return data
-
-
 def fields(reply: list[bytes]) -> dict[str, str]:
     """A hash, as RESP 2 lists it."""
     return {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}
 
 
 def number(call: Call, name: str, default: int, least: int, most: int) -> int:
-    text = call.request.param(name)
+    text = call.query.get(name)
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 11 and least <= int(text) <= most):
