@@ -1,6 +1,7 @@
 """config.toml, .env, environment, command line: which wins, and the exact line for everything that is refused."""
 
 import re
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -202,14 +203,28 @@ class TestRefusals:
             ),
             ("[limits]\nmax_connections = 0", "config.toml:2: limits.max_connections: expected `int` >= 1"),
             ("[player]\nheartbeat_interval = 999", "config.toml:2: player.heartbeat_interval: expected `int` >= 1000"),
-            ("[player]\nauto_update = 1", "config.toml:2: player.auto_update: expected `bool`, got `int`"),
-            ("[auth]\nalgorithm = 'none'", "config.toml:2: auth.algorithm: invalid enum value 'none'"),
+            (
+                "[player]\nauto_update = 1",
+                "config.toml:2: player.auto_update: expected `bool`, got `int`; allowed: true, false",
+            ),
+            (
+                "[auth]\nalgorithm = 'none'",
+                "config.toml:2: auth.algorithm: invalid enum value 'none'; allowed: HS256, RS256, ES256",
+            ),
             ("[auth]\ncors_origins = ['a', 1]", "config.toml:2: auth.cors_origins[1]: expected `str`, got `int`"),
             ("[sentry]\ntraces_sample_rate = 1.1", "config.toml:2: sentry.traces_sample_rate: expected `float` <= 1.0"),
-            ("[logging]\nlevel = 'debug'", "config.toml:2: logging.level: invalid enum value 'debug'"),
+            (
+                "[logging]\nlevel = 'debug'",
+                "config.toml:2: logging.level: invalid enum value 'debug'; allowed: DEBUG, INFO, WARNING, ERROR",
+            ),
+            (
+                "[logging]\nformat = 1",
+                "config.toml:2: logging.format: expected `str`, got `int`; allowed: json, console",
+            ),
             (
                 "[redis]\nurl = 'http://h'",
-                "redis.url: must begin with redis://, redis+sentinel://, redis+cluster:// or unix://",
+                "redis.url: must begin with redis://, rediss://, valkey://, valkeys://, unix://, redis+sentinel:// or "
+                "redis+cluster://",
             ),
             (
                 "[auth]\nrefresh = true\nalgorithm = 'ES256'",
@@ -241,18 +256,40 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "value", "line"),
         [
+            (
+                "VIZORA_ENV",
+                "dev\nforged",
+                "environment: VIZORA_ENV: invalid enum value 'dev\\nforged'; "
+                "allowed: development, test, staging, production",
+            ),
+            (
+                "NODE_ENV",
+                "Production",
+                "environment: NODE_ENV: invalid enum value 'Production'; "
+                "allowed: development, test, staging, production",
+            ),
+            (
+                "VIZORA_LOGGING__LEVEL",
+                "loud",
+                "environment: VIZORA_LOGGING__LEVEL: invalid enum value 'loud'; allowed: DEBUG, INFO, WARNING, ERROR",
+            ),
             ("PORT", "x", "environment: PORT: expected `int`, got `str`"),
             ("PORT", "70000", "environment: PORT: expected `int` <= 65535"),
-            ("SENTRY_DEBUG", "maybe", "environment: SENTRY_DEBUG: expected `bool`, got `str`"),
+            ("SENTRY_DEBUG", "maybe", "environment: SENTRY_DEBUG: expected `bool`, got `str`; allowed: true, false"),
             ("VIZORA_SERVER__PORT", "", "environment: VIZORA_SERVER__PORT: expected `int`, got `str`"),
             ("VIZORA_SERVER__PROT", "1", "environment: VIZORA_SERVER__PROT: there is no key `server.prot`"),
             ("VIZORA_SEVER__PORT", "1", "environment: VIZORA_SEVER__PORT: there is no key `sever.port`"),
             ("VIZORA_ENVIRONMENT__X", "1", "environment: VIZORA_ENVIRONMENT__X: there is no key `environment.x`"),
-            ("VIZORA_METRICS__PUBLIC", "yes", "environment: VIZORA_METRICS__PUBLIC: expected `bool`, got `str`"),
+            (
+                "VIZORA_METRICS__PUBLIC",
+                "yes",
+                "environment: VIZORA_METRICS__PUBLIC: expected `bool`, got `str`; allowed: true, false",
+            ),
             (
                 "REDIS_URL",
                 "sesame",
-                "redis.url: must begin with redis://, redis+sentinel://, redis+cluster:// or unix://",
+                "redis.url: must begin with redis://, rediss://, valkey://, valkeys://, unix://, redis+sentinel:// or "
+                "redis+cluster://",
             ),
         ],
     )
@@ -268,6 +305,10 @@ class TestRefusals:
         [
             (b"PORT=x", ".env: PORT: expected `int`, got `str`"),
             (b"VIZORA_SERVER__PROT=1", ".env: VIZORA_SERVER__PROT: there is no key `server.prot`"),
+            (
+                b"VIZORA_ENV=dev",
+                ".env: VIZORA_ENV: invalid enum value 'dev'; allowed: development, test, staging, production",
+            ),
             (b"PORT=\xff", ".env: not UTF-8"),
         ],
     )
@@ -311,6 +352,9 @@ class TestSecrets:
         assert config.decode(config.encode(loaded)) == loaded
 
 
+GOOD = {name: secrets.token_hex(32) for name in ("DEVICE_JWT_SECRET", "JWT_SECRET", "INTERNAL_API_SECRET")}
+
+
 class TestDevelopmentSecrets:
     """`with_secrets`: required outside development; made once, and kept private, in it."""
 
@@ -332,13 +376,63 @@ class TestDevelopmentSecrets:
         for name in ("production", "staging"):
             with pytest.raises(ConfigError) as caught:
                 config.with_secrets(config.load(None, {"VIZORA_ENV": name, **environ}))
-            assert str(caught.value) == f"environment: {missing} must be set outside development (VIZORA_ENV)"
+            where = f"outside development (VIZORA_ENV is {name})"
+            assert str(caught.value) == f"environment: {missing} must be set {where}"
 
     def test_taken_as_configured(self, tmp_path: Path) -> None:
         state = str(tmp_path / "state")
-        given = config.load(None, {"DEVICE_JWT_SECRET": "a", "JWT_SECRET": "b", "VIZORA_STATE_DIR": state})
+        given = config.load(None, {**GOOD, "VIZORA_STATE_DIR": state})
         assert config.with_secrets(given) == given
         assert not Path(state).exists()
+
+    @pytest.mark.parametrize("environment", ["test", "staging", "production"])
+    @pytest.mark.parametrize("name", config.SECRETS)
+    def test_what_protects_nothing_is_refused(self, name: str, environment: str) -> None:
+        for weak, reason in (("...", "has 3 bytes, and at least 16"), ("<your secret, please>", "is a template")):
+            loaded = config.load(None, {**GOOD, name: weak, "VIZORA_ENV": environment})
+            with pytest.raises(ConfigError, match=f"^{name} {reason}.*openssl rand -hex 32") as caught:
+                config.with_secrets(loaded)
+            assert weak not in str(caught.value)
+
+    def test_all_of_them_are_named_at_once(self) -> None:
+        weak = dict.fromkeys(config.SECRETS, "changeme-changeme")
+        with pytest.raises(ConfigError) as caught:
+            config.with_secrets(config.load(None, weak))
+        assert all(f"{name} is a placeholder" in str(caught.value) for name in config.SECRETS)
+
+    def test_a_public_key_is_no_secret(self) -> None:
+        loaded = config.load(None, {**GOOD, "VIZORA_AUTH__ALGORITHM": "ES256", "JWT_SECRET": "-----BEGIN"})
+        assert config.with_secrets(loaded) == loaded
+        assert config.doubts(loaded) == []
+
+    def test_in_development_any_is_taken(self, tmp_path: Path) -> None:
+        weak = dict.fromkeys(config.SECRETS, "x")
+        assert config.with_secrets(self.development(tmp_path, **weak)).auth.jwt_secret == "x"
+
+    @pytest.mark.parametrize("name", config.SECRETS)
+    def test_a_short_one_is_doubted(self, name: str) -> None:
+        short = secrets.token_hex(8)
+        loaded = config.load(None, {**GOOD, name: short})
+        assert config.with_secrets(loaded) == loaded
+        (doubt,) = config.doubts(loaded)
+        assert doubt == f"{name} has 16 bytes: at least 32 are advised (openssl rand -hex 32)"
+        assert config.doubts(config.load(None, GOOD)) == []
+
+    @pytest.mark.parametrize(
+        ("one", "other", "doubted"),
+        [
+            ("DEVICE_JWT_SECRET", "JWT_SECRET", True),
+            ("DEVICE_JWT_SECRET_PREVIOUS", "JWT_SECRET", True),
+            ("JWT_SECRET", "INTERNAL_API_SECRET", True),
+            ("INTERNAL_API_SECRET", "METRICS_TOKEN", True),
+            ("JWT_SECRET", "JWT_SECRET_PREVIOUS", False),
+        ],
+    )
+    def test_two_that_are_the_same_are_doubted(self, one: str, other: str, doubted: bool) -> None:
+        same = secrets.token_hex(32)
+        doubts = config.doubts(config.load(None, {**GOOD, one: same, other: same}))
+        assert bool(doubts) is doubted
+        assert all("are the same" in doubt and one in doubt and other in doubt for doubt in doubts)
 
     def test_made_once(self, tmp_path: Path) -> None:
         state = tmp_path / "a" / "state"

@@ -14,7 +14,7 @@ PACKAGE = "vizora_rt"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Lowest first. A module imports from lower layers, and from its own as long as no circle closes.
-    ("errors",),
+    ("errors", "secret_strength"),
     ("config",),
     ("wire.http", "wire.frames", "wire.proxy", "wire.resp", "wire.messages", "wire.payloads"),
     ("wire.session", "wire.socketio", "wire.bodies"),

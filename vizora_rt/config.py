@@ -13,13 +13,15 @@ import secrets
 import tempfile
 import tomllib
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import dotenv
 import msgspec
 from msgspec import Meta, Struct
 
+from vizora_rt import secret_strength
 from vizora_rt.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -168,15 +170,20 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
 SECTIONS = ("server", "limits", "player", "presence", "plays", "redis", "auth", "metrics", "logging", "sentry")
 
-ALIASES = {
-    "PORT": ("server", "port"),
-    "REDIS_URL": ("redis", "url"),
+SECRETS = {
     "DEVICE_JWT_SECRET": ("auth", "device_jwt_secret"),
     "DEVICE_JWT_SECRET_PREVIOUS": ("auth", "device_jwt_secret_previous"),
     "JWT_SECRET": ("auth", "jwt_secret"),
     "JWT_SECRET_PREVIOUS": ("auth", "jwt_secret_previous"),
     "INTERNAL_API_SECRET": ("auth", "internal_api_secret"),
     "METRICS_TOKEN": ("metrics", "token"),
+}
+"""What a stranger must not guess, by its variable."""
+
+ALIASES = {
+    "PORT": ("server", "port"),
+    "REDIS_URL": ("redis", "url"),
+    **SECRETS,
     "CORS_ORIGIN": ("auth", "cors_origins"),
     "SENTRY_DSN": ("sentry", "dsn"),
     "SENTRY_TRACES_SAMPLE_RATE": ("sentry", "traces_sample_rate"),
@@ -190,8 +197,13 @@ LISTS = ("cors_origins", "trusted_proxies")
 
 DEVELOPMENT_SECRETS = ("device_jwt_secret", "jwt_secret", "internal_api_secret")
 
-HS256_BYTES = 32
-"""Of a secret, at least (RFC 7518 section 3.2)."""
+GOOD_SECRET_BYTES = 32
+"""Of a secret (RFC 7518 section 3.2, for HS256). A shorter one is taken, with a warning."""
+
+GENERATE = "openssl rand -hex 32"
+
+ENVIRONMENTS = ("development", "test", "staging", "production")
+"""Values of VIZORA_ENV. All but the first are taken for open to strangers."""
 
 _ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/*\s]*/?")
 """RFC 6454 section 7: scheme, host and port; nothing else is ever sent. Shells of players send `file://` and `null`."""
@@ -210,7 +222,7 @@ def load(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
     named = (*_from_environment(local, ".env"), *_from_environment(environ, "environment"))
     for section, keys in (*named, *((s, dict(k)) for s, k in overrides.items())):
         tables.setdefault(section, {}).update(keys)
-    tables["environment"] = env.get("VIZORA_ENV") or env.get("NODE_ENV") or "production"
+    tables["environment"] = _environment(local, environ)
     tables["state_dir"] = str(state_dir(env))
     try:
         config = msgspec.convert(tables, Config)
@@ -237,15 +249,14 @@ def state_dir(environ: Mapping[str, str]) -> Path:
 
 
 def with_secrets(config: Config) -> Config:
-    """`config` with the secrets that tokens are signed with. Raises ConfigError naming the variables that are missing.
+    """`config` with secrets that tokens may be signed with.
 
-    In development they are made once and kept in `<state_dir>/secrets.json`, so that `token` signs what `serve` trusts.
+    In development they are made once and kept in `<state_dir>/secrets.json`, so that `token` signs what `serve` trusts;
+    there one that is set may be any. Elsewhere it raises ConfigError naming the variables that are missing, and those
+    whose value protects nothing.
     """
-    wanted = {"device_jwt_secret": "DEVICE_JWT_SECRET", "jwt_secret": "JWT_SECRET"}
-    missing = [name for key, name in wanted.items() if not getattr(config.auth, key)]
     if not config.development:
-        if missing:
-            raise ConfigError(f"environment: {' and '.join(missing)} must be set outside development (VIZORA_ENV)")
+        _check_secrets(config)
         return config
     found = _development_secrets(Path(config.state_dir) / "secrets.json")
     own = {key: found[key] for key in DEVELOPMENT_SECRETS if not getattr(config.auth, key)}
@@ -254,17 +265,17 @@ def with_secrets(config: Config) -> Config:
 
 def doubts(config: Config) -> list[str]:
     """What can be run, and is hardly meant."""
-    auth, found = config.auth, []
-    if not auth.internal_api_secret and not config.development:
+    secrets, found = _secrets(config), []
+    if not config.auth.internal_api_secret and not config.development:
         found.append("INTERNAL_API_SECRET is not set: the control API refuses every call with 401")
-    if auth.algorithm == "HS256":
-        found += [
-            f"auth.{key} has {len(secret.encode())} bytes: fewer than {HS256_BYTES} can be guessed from one token"
-            for key in ("device_jwt_secret", "device_jwt_secret_previous", "jwt_secret", "jwt_secret_previous")
-            if 0 < len((secret := getattr(auth, key)).encode()) < HS256_BYTES
-        ]
-    if auth.jwt_secret and auth.jwt_secret == auth.device_jwt_secret:
-        found.append("DEVICE_JWT_SECRET and JWT_SECRET are the same: who can sign users' tokens can sign devices'")
+    for name, secret in secrets.items():
+        size = len(secret.encode())
+        if size < GOOD_SECRET_BYTES:
+            found.append(f"{name} has {size} bytes: at least {GOOD_SECRET_BYTES} are advised ({GENERATE})")
+    for one, other in combinations(secrets, 2):
+        # The one before may be the present one: then nothing has been replaced yet.
+        if secrets[one] == secrets[other] and other != f"{one}_PREVIOUS":
+            found.append(f"{one} and {other} are the same: what knows the one has the power of the other")
     return found
 
 
@@ -286,6 +297,34 @@ def reloaded(running: Config, new: Config) -> tuple[Config, list[str]]:
 def descriptor_room() -> int:
     """Connections that the soft descriptor limit of this process allows, less the reserve."""
     return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FD_RESERVE)
+
+
+def _secrets(config: Config) -> dict[str, str]:
+    """The secrets that are set, by their variable. A public key is none."""
+    found = {name: getattr(getattr(config, section), key) for name, (section, key) in SECRETS.items()}
+    public = config.auth.algorithm != "HS256"
+    return {name: secret for name, secret in found.items() if secret and not (public and "JWT" in name)}
+
+
+def _check_secrets(config: Config) -> None:
+    missing = [name for name in ("DEVICE_JWT_SECRET", "JWT_SECRET") if not getattr(config.auth, name.lower())]
+    where = f"outside development (VIZORA_ENV is {config.environment})"
+    if missing:
+        raise ConfigError(f"environment: {' and '.join(missing)} must be set {where}")
+    faults = {name: fault for name, secret in _secrets(config).items() if (fault := secret_strength.fault(secret))}
+    if faults:
+        said = "; ".join(f"{name} {fault}" for name, fault in faults.items())
+        raise ConfigError(f"{said}: refused {where}. `{GENERATE}` prints one that is good")
+
+
+def _environment(local: Mapping[str, str], environ: Mapping[str, str]) -> str:
+    env = {**local, **environ}
+    name = "VIZORA_ENV" if env.get("VIZORA_ENV") else "NODE_ENV"
+    value = env.get(name) or "production"
+    if value not in ENVIRONMENTS:
+        source = "environment" if name in environ else ".env"
+        raise ConfigError(f"{source}: {name}: invalid enum value {value[:64]!r}; allowed: {', '.join(ENVIRONMENTS)}")
+    return value
 
 
 def _development_secrets(file: Path) -> dict[str, str]:
@@ -370,7 +409,14 @@ def _typed(name: str, section: str, key: str, value: str) -> Any:
     try:
         return msgspec.to_builtins(msgspec.convert(raw, kind, strict=False))
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{name}: {str(error)[0].lower()}{str(error)[1:]}") from None
+        raise ConfigError(f"{name}: {str(error)[0].lower()}{str(error)[1:]}{_allowed(section, key)}") from None
+
+
+def _allowed(section: str, key: str) -> str:
+    """What may stand there, when it is one of a few words."""
+    kind = _fields(section).get(key) if section in SECTIONS else None
+    words = ("true", "false") if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+    return f"; allowed: {', '.join(words)}" if words else ""
 
 
 def _explain(message: str, file: Path | None, text: str) -> str:
@@ -381,7 +427,8 @@ def _explain(message: str, file: Path | None, text: str) -> str:
         path, reason = f"{path}.{unknown[1]}", "unknown key"
     section, _, key = path.partition(".")
     reason = reason[0].lower() + reason[1:]
-    return f"{file or 'configuration'}{_line(text, section, key.split('[')[0])}: {path}: {reason}"
+    where = f"{file or 'configuration'}{_line(text, section, key.split('[')[0])}"
+    return f"{where}: {path}: {reason}{'' if unknown else _allowed(section, key)}"
 
 
 def _line(text: str, section: str, key: str) -> str:
@@ -418,7 +465,10 @@ def _check(config: Config) -> None:
     if config.server.proxy_protocol and not config.server.trusted_proxies:
         raise ConfigError("server.proxy_protocol: whose? Name the proxies in server.trusted_proxies")
     if config.redis.url and not re.match(r"(rediss?|valkeys?|unix|rediss?\+(sentinel|cluster))://", config.redis.url):
-        raise ConfigError("redis.url: must begin with redis://, redis+sentinel://, redis+cluster:// or unix://")
+        raise ConfigError(
+            "redis.url: must begin with redis://, rediss://, valkey://, valkeys://, unix://, redis+sentinel:// or "
+            "redis+cluster://"
+        )
     if config.auth.refresh and config.auth.algorithm != "HS256":
         raise ConfigError(
             f"auth.refresh: needs auth.algorithm HS256: with {config.auth.algorithm} only the holder of the private "

@@ -125,6 +125,7 @@ class Supervisor:
     async def _open(self) -> None:
         if not report.start_sentry(self._config, "supervisor"):
             log.info("sentry is off: no DSN")
+        self._doubt()
         server = self._config.server
         sockets = bind(server.host, server.port, self._config.workers)
         self._slots = [Slot(index, listening) for index, listening in enumerate(sockets)]
@@ -136,6 +137,11 @@ class Supervisor:
         self._tick()
         for slot in self._slots:
             await self._spawn(slot)
+
+    def _doubt(self) -> None:
+        """Say what in the configuration is hardly meant. In development nothing is."""
+        for doubt in () if self._config.development else config.doubts(self._config):
+            log.warning("doubtful configuration", doubt=doubt)
 
     async def _open_store(self) -> None:
         url, timeout = self._config.redis.url, self._config.redis.connect_timeout_seconds
@@ -329,6 +335,7 @@ class Supervisor:
         self._rolling = True
         report.configure(new, "supervisor")
         report.start_sentry(new, "supervisor")
+        self._doubt()
         log.info("reloading", workers=len(self._slots))
         await self._advance()
 

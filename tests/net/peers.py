@@ -29,8 +29,8 @@ from vizora_rt.wire.frames import encode_masked, parse_close, parse_frame
 PATIENCE = 15.0
 TICK = 0.02
 """Of a wheel, so that tests with short limits take little more than these."""
-DEVICE_SECRET = "d" * 40
-USER_SECRET = "u" * 40
+DEVICE_SECRET = "Lh2vq7XrTz0mWc4bNf9sKd6gPy1jQe8aRu5xGo3i"
+USER_SECRET = "b7Hk3Tn9Qw1Zs5Xf2Jd8Vc6Ml0Rp4Gy7Ua1Ei9Oo"
 SECRETS = {"DEVICE_JWT_SECRET": DEVICE_SECRET, "JWT_SECRET": USER_SECRET}
 """For the environment of a service."""
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shlex
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from vizora_rt.ops import files
 ROOT = Path(__file__).parent.parent.parent
 OPS = ROOT / "ops"
 FILE = OPS / "compose.yml"
+SECRET = secrets.token_hex(32)
 SECRETS = ("DEVICE_JWT_SECRET", "JWT_SECRET", "INTERNAL_API_SECRET", "METRICS_TOKEN", "GRAFANA_PASSWORD")
 
 
@@ -70,12 +72,12 @@ def test_pages_are_on_loopback(services: dict[str, Any]) -> None:
 
 
 def test_the_gateway_s_environment_is_understood(services: dict[str, Any]) -> None:
-    environ = {name: re.sub(r"\$\{\w+:[?-].*\}", "", value) or "x" * 32 for name, value in given(services, "gateway")}
+    environ = {name: re.sub(r"\$\{\w+:[?-].*\}", "", value) or SECRET for name, value in given(services, "gateway")}
     environ["SENTRY_DSN"] = ""
     settings = config.with_secrets(config.load(None, environ))
     assert settings.environment == "production"
     assert settings.redis.url == "redis://valkey:6379/0"
-    assert settings.metrics.token == "x" * 32
+    assert settings.metrics.token == SECRET
     assert settings.server.drain_seconds < int(services["gateway"]["stop_grace_period"].removesuffix("s"))
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from tests.service import PATIENCE
 
-SECRETS = {"DEVICE_JWT_SECRET": "d" * 32, "JWT_SECRET": "u" * 32}
+SECRETS = {
+    "DEVICE_JWT_SECRET": "9f1c5e7a2b8d4036" + "c7e1a59b3d082f64",
+    "JWT_SECRET": "e05b7d19c3a8f264" + "71d9b35c0e8a6f42",
+}
 
 
 def run(folder: Path, *arguments: str, env: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:

@@ -61,14 +61,23 @@ class TestCheckConfig:
             assert (done.returncode, done.stderr) == (0, "")
             return [line for line in done.stdout.splitlines() if line.startswith("# note: ")]
 
-        good = {"DEVICE_JWT_SECRET": "d" * 32, "JWT_SECRET": "u" * 32, "INTERNAL_API_SECRET": "k"}
+        good = {**SECRETS, "INTERNAL_API_SECRET": "4c81f7d20b6e93a5" + "d82f60b1e7c4935a"}
         assert notes(**good) == []
         assert notes(**{**good, "INTERNAL_API_SECRET": ""}) == [
             "# note: INTERNAL_API_SECRET is not set: the control API refuses every call with 401"
         ]
-        short, same = notes(**{**good, "DEVICE_JWT_SECRET": "s", "JWT_SECRET": "s"})[1:]
-        assert short == "# note: auth.jwt_secret has 1 bytes: fewer than 32 can be guessed from one token"
+        half = "9f1c5e7a2b8d4036"
+        *short, same = notes(**{**good, "DEVICE_JWT_SECRET": half, "JWT_SECRET": half})
+        advice = "has 16 bytes: at least 32 are advised (openssl rand -hex 32)"
+        assert short == [f"# note: {name} {advice}" for name in SECRETS]
         assert "are the same" in same
+
+    def test_a_placeholder_is_refused_and_not_shown(self, tmp_path: Path) -> None:
+        env = {**SECRETS, "VIZORA_ENV": "production", "METRICS_TOKEN": "changeme-changeme"}
+        for command in ("check-config", "serve"):
+            line = refused(run(tmp_path, command, env=env), 78)
+            assert line.startswith("METRICS_TOKEN is a placeholder: refused outside development")
+            assert "changeme" not in line
 
     @pytest.mark.parametrize("origin", ["dash.example", "https://*.example", "https://dash.example/app", "//dash"])
     def test_an_origin_that_no_browser_sends_is_one_line(self, tmp_path: Path, origin: str) -> None:

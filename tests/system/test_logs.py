@@ -14,7 +14,7 @@ from tests.system.test_sentry import SABOTAGE
 
 PEERS = 300
 
-API_KEY = "internal-" + "k" * 20
+API_KEY = "internal-w7Kp2Zr9Tn4Xb6"
 ENV = {**SECRETS, "INTERNAL_API_SECRET": API_KEY, "VIZORA_ENV": "staging", "VIZORA_LOGGING__LEVEL": "DEBUG"}
 
 FELT = (

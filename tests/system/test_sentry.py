@@ -19,7 +19,7 @@ from tests.net.peers import SECRETS, Wire, device_token, dial, dial_device, fram
 from tests.service import Service, until
 from tests.sink import Sink
 
-API_KEY = "internal-" + "k" * 20
+API_KEY = "internal-w7Kp2Zr9Tn4Xb6"
 PICTURE = "iVBORw0KGgo" * 40
 
 SABOTAGE = """

@@ -28,7 +28,9 @@ def token() -> None:
 @token.command()
 @click.argument("device_id", metavar="ID")
 @ORG_OPTION
-@click.option("--count", type=click.IntRange(1, 1_000_000), help="That many, for ID-1, ID-2 and so on; one a line.")
+@click.option(
+    "--count", type=click.IntRange(1, 1_000_000), help="Make so many, for ID-00001, ID-00002 and so on; one a line."
+)
 @ttl_option("90d")
 @CONFIG_OPTION
 def device(device_id: str, org: str, count: int | None, ttl: int, file: Path | None) -> None:
