@@ -91,7 +91,8 @@ PATH = Label("path", (
     "/metrics", "/internal/metrics", "/health", "/health/live", "/health/ready", "/status", "/push/playlist",
     "/push/content", "/commands/broadcast", "/internal/command", "/commands/{commandId}", "/notifications/broadcast",
     "/internal/device-revoked", "/internal/tenant-entitlement", "/internal/token-refresh", "/devices/{id}",
-    "/organizations/{id}/devices", "/devices/{id}/plays", "/screenshots/{requestId}", "/ws", "/socket.io/", "unmatched",
+    "/organizations/{id}/devices", "/devices/{id}/plays", "/screenshots/{requestId}", "/ws", "/socket.io/", "*",
+    "unmatched",
 ))
 """Route patterns, never paths: what no route takes is `unmatched`."""
 STATUSES = tuple(map(str, (

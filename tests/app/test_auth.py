@@ -23,6 +23,7 @@ from vizora_rt.app.auth import (
     Identity,
     Verifier,
     check_origin,
+    choose_subprotocol,
     fingerprint,
     mint_device,
     mint_user,
@@ -74,12 +75,14 @@ SHAPES_REFUSED = [
 
 NO_JTIS: list[Any] = [None, 7, True, [], {}, "x" * 129]
 
-NO_TIMES: list[Any] = [None, True, False, str(NOW), "", [], {}, -1, 1e11, 1e300, 2**64 - 1]
+NO_TIMES: list[Any] = [None, True, False, str(NOW), "", [], {}, 1e11, 1e300, 2**64 - 1, 10**30]
 
 CLAIMS_REFUSED: dict[str, tuple[str, Any]] = {
     **{f"{claim} {value!r}": (claim, value) for claim in ("sub", "organizationId") for value in [ABSENT, *NO_IDS]},
     **{f"jti {value!r}": ("jti", value) for value in NO_JTIS},
     **{f"{claim} {value!r}": (claim, value) for claim in ("exp", "iat", "nbf") for value in NO_TIMES},
+    "iat before the epoch": ("iat", -1),
+    "nbf before the epoch": ("nbf", -1),
     "nbf later": ("nbf", NOW + 1),
     "nbf a little later": ("nbf", NOW + 0.001),
 }
@@ -448,6 +451,28 @@ class TestClaims:
         found = verify(token(DEVICE), DEVICE["exp"] - left)  # type: ignore[operator]
         assert found is expected if expected else isinstance(found, Identity)
 
+    @pytest.mark.parametrize(
+        "text", ["0", "-0", "-0.0", "0.0", "1e-400", "-1e-400", "1", "-1", "-1e300", "-1" + "0" * 30]
+    )
+    def test_a_time_long_over(self, text: str) -> None:
+        """Whatever number it is: 0 is not "without an end". Written by hand, for no encoder writes all of them."""
+        for claims, key in ((DEVICE, DEVICE_SECRET), (USER, USER_SECRET)):
+            payload = json.dumps({**claims, "exp": "EXP", "iat": 0}).replace('"EXP"', text).encode()
+            verifier = Verifier(KEYS)
+            for _ in range(2):
+                assert verifier.verify(sign(payload, key), NOW) is AUTH_EXPIRED
+
+    @pytest.mark.parametrize("claim", ["exp", "iat", "nbf"])
+    @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "01", "0x7fffffff", "+1"])
+    def test_no_number_of_json(self, claim: str, text: str) -> None:
+        payload = json.dumps({**DEVICE, claim: "TIME"}).replace('"TIME"', text).encode()
+        assert verify(sign(payload, DEVICE_SECRET)) is AUTH_INVALID
+
+    @pytest.mark.parametrize("text", ["0", "-0.0", "1e-400"])
+    def test_issued_and_not_before_at_the_epoch(self, text: str) -> None:
+        payload = json.dumps({**USER, "iat": "T", "nbf": "T"}).replace('"T"', text).encode()
+        assert accepted(sign(payload, USER_SECRET)).issued == 0
+
     def test_a_fraction_of_a_second(self) -> None:
         assert verify(token({**DEVICE, "exp": NOW + 0.5}), NOW + 0.5) is AUTH_EXPIRED
         assert accepted(token({**DEVICE, "exp": NOW + 0.5}), NOW + 0.25).expires == NOW + 0.5
@@ -667,6 +692,25 @@ class TestTokenOf:
         assert offered_subprotocols(request()) == []
         assert offered_subprotocols(request(sec_websocket_protocol="vizora.v1 ,bearer.T")) == ["vizora.v1", "bearer.T"]
 
+    @pytest.mark.parametrize(
+        ("offered", "chosen"),
+        [
+            ("vizora.v1", "vizora.v1"),
+            ("vizora.v1, bearer.T", "vizora.v1"),
+            ("bearer.T,chat,vizora.v1", "vizora.v1"),
+            ("chat", ""),
+            ("VIZORA.V1", ""),
+            (",", ""),
+            ("bearer.T", None),
+            ("bearer.", None),
+            ("chat, bearer.T", None),
+            ("VIZORA.V1, bearer.T", None),
+        ],
+    )
+    def test_the_subprotocol_of_the_answer_was_offered(self, offered: str, chosen: str | None) -> None:
+        assert choose_subprotocol(request(sec_websocket_protocol=offered)) == chosen
+        assert choose_subprotocol(request()) == ""
+
 
 class TestOrigin:
     ALLOWED = ("https://app.example", "http://localhost:3000")
@@ -716,6 +760,59 @@ class TestOrigin:
         assert check_origin(request(origin=origin), self.ALLOWED, False) is None
         assert check_origin(request(origin=origin), (), False) is None
 
+    @pytest.mark.parametrize(
+        ("origin", "host"),
+        [
+            ("https://x.example", "x.example"),
+            ("http://x.example", "x.example"),
+            ("https://x.example", "x.example:443"),
+            ("http://x.example", "x.example:80"),
+            ("https://x.example", "X.Example:443"),
+            ("https://X.example:443", "x.example"),
+            ("https://x.example", "x.example:"),
+            ("https://x.example:8443", "x.example:8443"),
+            ("http://x.example:443", "x.example:443"),
+            ("https://[2001:db8::1]", "[2001:db8::1]"),
+            ("https://[2001:DB8::1]", "[2001:db8:0:0:0:0:0:1]:443"),
+            ("http://[::1]:3001", "[0:0:0:0:0:0:0:1]:3001"),
+            ("http://127.0.0.1:3001", "127.0.0.1:3001"),
+        ],
+    )
+    def test_the_same_host_however_it_is_written(self, origin: str, host: str) -> None:
+        brought = request(origin=origin)
+        brought.headers["host"] = host
+        assert check_origin(brought, (), False) is None
+        assert check_origin(brought, (), True) is ORIGIN_DENIED
+
+    @pytest.mark.parametrize(
+        ("origin", "host"),
+        [
+            ("http://x.example", "x.example:443"),
+            ("https://x.example", "x.example:80"),
+            ("https://x.example:8443", "x.example"),
+            ("https://x.example", "x.example:8443"),
+            ("https://x.example", "y.example:443"),
+            ("https://[::1]", "[::2]:443"),
+            ("https://[::1", "[::1"),
+            ("https://[nonsense]", "[nonsense]"),
+            ("https://", ""),
+            ("https://:443", ":443"),
+            ("https:x.example", "x.example"),
+            ("https://x.example https://x.example", "x.example"),
+            ("https://x.example:999999", "x.example:999999"),
+        ],
+    )
+    def test_another_host(self, origin: str, host: str) -> None:
+        brought = request(origin=origin)
+        brought.headers["host"] = host
+        assert check_origin(brought, (), False) is ORIGIN_DENIED
+        assert check_origin(brought, ("null", "file://"), True) is ORIGIN_DENIED
+
+    @pytest.mark.parametrize("written", ["https://app.example:443", "https://app.example:443/", "https://APP.example:"])
+    def test_the_port_of_the_scheme_may_be_named(self, written: str) -> None:
+        for by_cookie in (False, True):
+            assert check_origin(request(origin="https://app.example"), [written], by_cookie) is None
+
     def test_no_origin(self) -> None:
         assert check_origin(request(), self.ALLOWED, False) is None
 
@@ -733,8 +830,11 @@ class TestOrigin:
     def test_all_is_not_none(self) -> None:
         assert check_origin(request(), ("*",), True) is ORIGIN_DENIED
 
-    def test_a_shell_may_be_named(self) -> None:
-        assert check_origin(request(origin="file://"), ("file://",), True) is None
+    @pytest.mark.parametrize("origin", ["null", "file://", "app://player", "chrome-extension://x", "*"])
+    def test_a_cookie_needs_a_named_page_of_the_web(self, origin: str) -> None:
+        """Whatever is configured: any frame in a sandbox says `null`, any file `file://`."""
+        assert check_origin(request(origin=origin), (origin,), True) is ORIGIN_DENIED
+        assert check_origin(request(origin=origin), (origin,), False) is None
 
 
 class TestMint:

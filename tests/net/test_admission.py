@@ -204,6 +204,14 @@ class TestOrigins:
             assert (await refusal(node.port, headers=cookie, origin=origin))[1]["code"] == "ORIGIN_DENIED"
         await dial(node.port, headers=cookie, origin=PAGE)
 
+    @pytest.mark.parametrize("listed", ["null", "file://", "*"])
+    async def test_a_cookie_needs_a_page_of_the_web(self, opened: Open, listed: str) -> None:
+        """Any frame in a sandbox says `null`, and a browser gives it the cookie."""
+        node = await opened(auth={"cors_origins": [listed]})
+        cookie = {"Cookie": f"vizora_auth_token={user_token()}"}
+        for origin in ("null", "file://", PAGE):
+            assert (await refusal(node.port, headers=cookie, origin=origin))[1]["code"] == "ORIGIN_DENIED"
+
     @pytest.mark.parametrize("origin", ["file://", "null", "vizora://player"])
     async def test_a_player_in_a_shell_of_its_own(self, node: Node, origin: str) -> None:
         await dial(node.port, device_token("screen-1"), origin=origin)

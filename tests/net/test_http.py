@@ -3,9 +3,12 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +30,8 @@ from tests.net.peers import (
 )
 from vizora_rt.net import embedded, http
 from vizora_rt.net.answers import Response
+from vizora_rt.net.control import Control
+from vizora_rt.net.control_routes import Routes
 from vizora_rt.wire.proxy import SIGNATURE
 
 SHORT = 0.15
@@ -110,6 +115,133 @@ class TestRoutes:
                 {"code": "INTERNAL", "message": "internal error", "retryable": True},
             )
         assert (answered(node, "GET", "/health/live", 500), timed(node, "GET", "/health/live")) == (2, 2)
+
+
+class TestTargets:
+    """Each form that a target may have (RFC 9112 section 3.2), in its turn among others."""
+
+    @pytest.mark.parametrize("target", ["*", "http://any", "https://any:1", "HTTP://any"])
+    @pytest.mark.parametrize("version", ["1.0", "1.1"])
+    async def test_the_server_as_a_whole(self, node: Node, wire: Wire, target: str, version: str) -> None:
+        ask = f"OPTIONS {target} HTTP/{version}\r\nHost: any\r\nConnection: keep-alive\r\n\r\n".encode()
+        await wire.send(request("/health") + ask + request("/nope") + ask + ask + request("/health/live"))
+        assert [(await wire.response())[0] for _ in range(6)] == [200, 204, 404, 204, 204, 200]
+        assert (answered(node, "OPTIONS", "*", 204), timed(node, "OPTIONS", "*")) == (3, 3)
+
+    async def test_what_it_can(self, wire: Wire) -> None:
+        await wire.send(request("*", "OPTIONS"))
+        status, fields, body = await wire.response()
+        assert (status, fields["allow"], body) == (204, "GET, HEAD, POST, DELETE, OPTIONS", b"")
+        assert "content-length" not in fields  # RFC 9110 section 8.6
+
+    @pytest.mark.parametrize(
+        ("method", "target", "status"),
+        [
+            ("GET", "*", 400),
+            ("POST", "*", 400),
+            ("HEAD", "*", 400),
+            ("PROPFIND", "*", 400),
+            ("OPTIONS", "**", 400),
+            ("OPTIONS", "*/health", 400),
+            ("OPTIONS", "/*", 404),
+            ("OPTIONS", "/", 404),
+            ("OPTIONS", "http://any/", 404),
+            ("OPTIONS", "http://any?x=y", 404),
+            ("OPTIONS", "http://any/health", 405),
+            ("OPTIONS", "/ws", 405),
+            ("CONNECT", "any:443", 405),
+            ("CONNECT", "*", 405),
+            ("CONNECT", "/health", 405),
+            ("GET", "any:443", 400),
+            ("GET", "http://", 400),
+            ("GET", "http:///health", 400),
+            ("GET", "ftp://any/health", 400),
+            ("GET", "http://any/devices/a%2Fb", 401),
+            ("GET", "http://any", 404),
+            ("GET", "?x", 400),
+            ("GET", "//", 404),
+            ("GET", "//health", 404),
+            ("GET", "/%2e%2e/health", 404),
+            ("GET", "/devices/", 404),
+            ("GET", "/devices//plays", 404),
+            ("GET", "/devices/%", 401),
+            ("GET", "/devices/{id}", 401),
+            ("GET", "/api", 404),
+            ("GET", "/api/*", 404),
+            ("GET", "/api//", 404),
+        ],
+    )
+    async def test_others(self, node: Node, wire: Wire, method: str, target: str, status: int) -> None:
+        Routes(Control("k", node.http, node.store), node.gateway, node.store)
+        await wire.send(request("/health") + request(target, method) + request("/health/live"))
+        assert (await wire.response())[0] == 200
+        assert (await wire.response())[0] == status
+        if status in (401, 404) or (status, method) == (405, "OPTIONS"):
+            assert (await wire.response())[0] == 200
+        else:
+            assert await wire.ends() == b""
+
+    async def test_a_target_of_anything(self, node: Node) -> None:
+        """No exception, and each is answered once."""
+        chance, faults = random.Random(7), list[Any]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        pieces = [
+            "/",
+            "*",
+            "//",
+            "devices",
+            "health",
+            "%2f",
+            "%",
+            "{id}",
+            "?",
+            "&",
+            ":",
+            "@",
+            "http://",
+            "api",
+            "..",
+            ";",
+        ]
+        for _ in range(200):
+            wire = await Wire.open(node.port)
+            target = "".join(chance.choices(pieces, k=chance.randint(1, 6)))
+            await wire.send(request(target, chance.choice(("GET", "OPTIONS", "POST", "DELETE"))))
+            assert (await wire.response())[0] in (200, 204, 400, 401, 404, 405)
+            await wire.close()
+        assert faults == []
+
+
+class TestDate:
+    async def test_every_answer_has_one(self, node: Node, wire: Wire) -> None:
+        """RFC 9110 section 6.6.1."""
+        before = int(time.time())
+        await wire.send(request("/health/live") + request("/nope") + request("*", "OPTIONS") + b"nonsense\r\n\r\n")
+        for status in (200, 404, 204, 400):
+            found, fields, _ = await wire.response()
+            assert found == status
+            assert before <= parsedate_to_datetime(fields["date"]).timestamp() <= time.time()
+            assert fields["date"].endswith(" GMT")
+
+    async def test_it_is_written_once_a_second(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        now, written = 1_800_000_000.0, list[int]()
+
+        def write(second: int, usegmt: bool) -> str:
+            written.append(second)
+            return str(second)
+
+        monkeypatch.setattr("vizora_rt.net.http.time.time", lambda: now)
+        monkeypatch.setattr(http, "formatdate", write)
+        dates = [node.http.date() for _ in range(3)]
+        now += 1.5
+        dates += [node.http.date() for _ in range(3)]
+        assert dates == ["1800000000"] * 3 + ["1800000001"] * 3
+        assert written == [1_800_000_000, 1_800_000_001]
+
+
+def test_a_quiet_connection_stays_longer_than_with_proxies() -> None:
+    """They keep one for 60 s; who closes last never meets a request on its way."""
+    assert http.KEEP_ALIVE_SECONDS >= 70
 
 
 class TestConnections:
@@ -211,6 +343,132 @@ class TestConnections:
             await wire.close()
 
 
+class TestHalfClosed:
+    """A client that has said all it wants to say is answered, and then the connection ends."""
+
+    @pytest.mark.parametrize("path", ["/health", "/health/live", "/status", "/nope"])
+    async def test_one_request(self, node: Node, wire: Wire, path: str) -> None:
+        await wire.send(request(path))
+        wire.writer.write_eof()
+        assert (await wire.response())[0] == (404 if path == "/nope" else 200)
+        assert await wire.ends() == b""
+        await until(lambda: node.http.exchanges == 0)
+
+    @pytest.mark.parametrize("count", [2, 5, 400])
+    async def test_a_pipeline(self, node: Node, wire: Wire, count: int) -> None:
+        paths = [("/health/live", "/health", "/nope")[number % 3] for number in range(count)]
+        wire.writer.write(b"".join(map(request, paths)))
+        wire.writer.write_eof()
+        for number, path in enumerate(paths, 1):
+            status, fields, _ = await wire.response()
+            assert status == (404 if path == "/nope" else 200)
+            assert fields["connection"] == ("close" if number == count else "keep-alive")
+        assert await wire.ends() == b""
+        await until(lambda: node.http.exchanges == 0)
+
+    @pytest.mark.parametrize("before", [b"", request("/health"), request("/health/live"), request("/health") * 3])
+    @pytest.mark.parametrize("part", [b"GET", b"GET /health HTTP/1.1\r\n", request("/status", "POST", "{}")[:-1]])
+    async def test_part_of_a_request(self, node: Node, wire: Wire, before: bytes, part: bytes) -> None:
+        wire.writer.write(before + part)
+        wire.writer.write_eof()
+        for _ in range(before.count(b"GET")):
+            assert (await wire.response())[0] == 200
+        status, fields, _ = await wire.response()
+        assert (status, fields["connection"]) == (400, "close")
+        assert await wire.ends() == b""
+        await until(lambda: node.http.exchanges == 0)
+
+    @pytest.mark.parametrize("before", [b"", request("/health/live")])
+    async def test_nothing_more(self, node: Node, wire: Wire, before: bytes) -> None:
+        await wire.send(before)
+        if before:
+            assert (await wire.response())[0] == 200
+        wire.writer.write_eof()
+        assert await wire.ends() == b""
+        await until(lambda: node.http.exchanges == 0)
+
+    @pytest.mark.parametrize("path", ["/ws", "/socket.io/?EIO=4&transport=websocket"])
+    @pytest.mark.parametrize("before", [b"", request("/health"), request("/health/live") * 2])
+    async def test_a_handshake(self, node: Node, wire: Wire, before: bytes, path: str) -> None:
+        """Who will not say a word is no client of a WebSocket."""
+        wire.writer.write(before + upgrade(device_token("screen-1"), path))
+        wire.writer.write_eof()
+        for _ in range(before.count(b"GET")):
+            assert (await wire.response())[0] == 200
+        await wire.ends()
+        await until(lambda: node.http.exchanges == node.gateway.connections == 0)
+
+
+class TestCallersThatLeave:
+    """What was begun is finished and counted, whoever waits for it; until then its place is taken."""
+
+    @pytest.fixture
+    def slow(self, node: Node) -> tuple[asyncio.Event, asyncio.Event, list[str]]:
+        asked, release, done = asyncio.Event(), asyncio.Event(), list[str]()
+
+        async def change(*_: Any) -> Response:
+            asked.set()
+            await release.wait()
+            done.append("the second half")
+            return Response(200, b"{}")
+
+        node.http.add("POST", "/health/live", change)
+        return asked, release, done
+
+    @pytest.mark.parametrize("how", ["reset", "close", "half"])
+    async def test_it_is_finished(
+        self, node: Node, slow: tuple[asyncio.Event, asyncio.Event, list[str]], how: str
+    ) -> None:
+        asked, release, done = slow
+        wire = await Wire.open(node.port)
+        await wire.send(request("/health/live", "POST", "{}"))
+        await asyncio.wait_for(asked.wait(), 10)
+        if how == "reset":
+            linger = b"\x01\0\0\0\0\0\0\0"  # on, for 0 seconds
+            wire.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            await wire.close()
+        elif how == "close":
+            await wire.close()
+        else:
+            wire.writer.write_eof()
+        other = await Wire.open(node.port)
+        await other.send(request("/health/live"))
+        assert (await other.response())[0] == 200
+        await other.close()
+        assert node.http.exchanges >= 1
+        assert answered(node, "POST", "/health/live", 200) == 0
+        release.set()
+        if how == "half":
+            assert (await wire.response())[0] == 200
+            assert await wire.ends() == b""
+            await wire.close()
+        await until(lambda: done == ["the second half"] and not node.http.answering)
+        assert answered(node, "POST", "/health/live", 200) == 1
+        await until(lambda: node.http.exchanges == 0)
+
+    async def test_a_place_is_taken_until_it_is_finished(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Else who asks and leaves, again and again, has as much done at once as it likes."""
+        monkeypatch.setattr(http, "SPARE_CONNECTIONS", 2)
+        node = await opened(limits={"max_connections": 1})
+        release = asyncio.Event()
+
+        async def slow(*_: Any) -> Response:
+            await release.wait()
+            return Response(200)
+
+        node.http.add("GET", "/health/live", slow)
+        for number in range(1, 4):
+            wire = await Wire.open(node.port)
+            await wire.send(request("/health/live"))
+            await until(lambda number=number: len(node.http.answering) == number)  # type: ignore[misc]
+            await wire.close()
+        wire = await Wire.open(node.port)
+        await until(lambda: limited(node, "max_connections") == 1)
+        await wire.close()
+        release.set()
+        await until(lambda: node.http.exchanges == 0)
+
+
 class TestLimits:
     async def test_a_head_that_is_too_large(self, opened: Open) -> None:
         node = await opened(limits={"header_bytes": 1000})
@@ -289,24 +547,6 @@ class TestLimits:
         assert (await wire.response())[0] == 200
         assert limited(node, "handshake_seconds") == 0
         await wire.close()
-
-    async def test_nobody_waits_for_the_answer_any_more(self, node: Node) -> None:
-        asked, given_up = asyncio.Event(), asyncio.Event()
-
-        async def slow(*_: Any) -> Response:
-            asked.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                given_up.set()
-            raise AssertionError
-
-        node.http.add("GET", "/health/live", slow)
-        wire = await Wire.open(node.port)
-        await wire.send(request("/health/live"))
-        await asyncio.wait_for(asked.wait(), 10)
-        await wire.close()
-        await asyncio.wait_for(given_up.wait(), 10)
 
     async def test_who_does_not_end_after_a_refusal_is_cut(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(http, "CLOSE_SECONDS", SHORT)
@@ -400,6 +640,46 @@ class TestHandshake:
         # It was HTTP, so it goes on as HTTP.
         await wire.send(request("/health/live"))
         assert (await wire.response())[0] == 200
+
+    @pytest.mark.parametrize(
+        ("offered", "status", "chosen"),
+        [
+            ("vizora.v1, bearer.TOKEN", 101, "vizora.v1"),
+            ("bearer.TOKEN, vizora.v1", 101, "vizora.v1"),
+            ("bearer.TOKEN", 400, None),
+            ("bearer.TOKEN, chat", 400, None),
+            ("bearer.", 400, None),
+        ],
+    )
+    async def test_a_subprotocol_that_was_offered(
+        self, wire: Wire, offered: str, status: int, chosen: str | None
+    ) -> None:
+        """A browser ends a connection that is answered with another one, or with none."""
+        token = device_token("screen-1")
+        await wire.send(upgrade(token, Authorization="", Sec_WebSocket_Protocol=offered.replace("TOKEN", token)))
+        found, fields, body = await wire.response()
+        assert (found, fields.get("sec-websocket-protocol")) == (status, chosen)
+        if status == 400:
+            assert json.loads(body)["details"] == {"Sec-WebSocket-Protocol": "offer vizora.v1 beside the token"}
+
+    @pytest.mark.parametrize(("offered", "chosen"), [("a, b", "a"), ("a b", None), ("", None)])
+    async def test_a_subprotocol_of_socketio(self, wire: Wire, offered: str, chosen: str | None) -> None:
+        """As the reference server chooses it."""
+        await wire.send(upgrade("", "/socket.io/?EIO=4&transport=websocket", Sec_WebSocket_Protocol=offered))
+        status, fields, _ = await wire.response()
+        assert (status, fields.get("sec-websocket-protocol")) == (101, chosen)
+
+    async def test_a_refused_one_is_an_answer_like_others(self, opened: Open) -> None:
+        node = await opened(limits={"connections_per_address_per_minute": 1})
+        wires = [await Wire.open(node.port) for _ in range(4)]
+        paths = ("/ws", "/ws", "/socket.io/?EIO=4&transport=websocket", "/ws")
+        for wire, path, status in zip(wires, paths, (401, 429, 429, 429), strict=True):
+            await wire.send(upgrade("nonsense", path))
+            assert (await wire.response())[0] == status
+            await wire.close()
+        assert (answered(node, "GET", "/ws", 401), answered(node, "GET", "/ws", 429)) == (1, 2)
+        assert answered(node, "GET", "/socket.io/", 429) == 1
+        assert (timed(node, "GET", "/ws"), timed(node, "GET", "/socket.io/")) == (3, 1)
 
     @pytest.mark.parametrize("method", ["POST", "HEAD", "OPTIONS"])
     async def test_another_method(self, node: Node, wire: Wire, method: str) -> None:

@@ -64,6 +64,15 @@ class TestMetrics:
         node = await opened(metrics={"public": True})
         assert await self.ask(node, X_Forwarded_For="10.0.0.1") == 200
 
+    @pytest.mark.parametrize(("field", "asked"), [("gzip", True), ("gzip;q=0", False), ("identity, gzip;q=0.1", False)])
+    async def test_compressed_as_it_is_asked(self, node: Node, wire: Wire, field: str, asked: bool) -> None:
+        await wire.send(request("/metrics", Accept_Encoding=field))
+        _, fields, _ = await wire.response()
+        assert (fields.get("content-encoding"), fields["vary"]) == (
+            "gzip" if asked else None,
+            "Accept, Accept-Encoding",
+        )
+
     async def test_nobody_answers(self, node: Node, wire: Wire) -> None:
         node.answers.clear()
         for path in ("/metrics", "/internal/metrics", "/status"):

@@ -15,6 +15,7 @@ from vizora_rt.wire.http import (
     CONTINUE,
     Request,
     RequestParser,
+    accepts_gzip,
     check_upgrade,
     redact,
     response,
@@ -538,7 +539,54 @@ class Answer:
         self.complete = True
 
 
+@pytest.mark.parametrize(
+    ("field", "accepted"),
+    [
+        ("", False),
+        ("gzip", True),
+        ("GZIP", True),
+        ("x-gzip", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("gzip ; Q = 0.001", True),
+        ("gzip;q=1.", True),
+        ("*", True),
+        ("*;q=0", False),
+        ("*;q=0, gzip", True),
+        ("gzip;q=0, *", False),
+        ("br, deflate", False),
+        ("identity", False),
+        ("identity;q=0", True),
+        ("identity;q=0, *;q=0", False),
+        ("identity;q=0, gzip;q=0", False),
+        ("identity, gzip;q=0.5", False),
+        ("identity;q=0.5, gzip;q=0.5", True),
+        ("gzip;q=0, gzip", False),
+        ("gzip;q=2", False),
+        ("gzip;q=1.1", False),
+        ("gzip;q=-1", False),
+        ("gzip;q=nan", False),
+        ("gzip;q=", False),
+        ("gzip;q", False),
+        ("gzip;x=1", False),
+        ("gzip;q=0;q=1", False),
+        ("gzipped", False),
+        ("not-gzip", False),
+        (",,;;,=", False),
+    ],
+)
+def test_accepts_gzip(field: str, accepted: bool) -> None:
+    """RFC 9110 section 12.5.3."""
+    assert accepts_gzip(field) is accepted
+
+
 class TestResponse:
+    def test_date(self) -> None:
+        date = "Mon, 30 Nov 2026 14:00:00 GMT"
+        assert response(204, date=date).startswith(b"HTTP/1.1 204 No Content\r\nDate: %b\r\n" % date.encode())
+        assert b"Date" not in response(204)
+
     def test_body(self) -> None:
         answer = Answer(response(200, b'{"a":1}', headers=(("Retry-After", "3"),)))
         assert (answer.status, answer.body, answer.complete) == (200, b'{"a":1}', True)

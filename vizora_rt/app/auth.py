@@ -10,6 +10,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Iterable
+from ipaddress import IPv6Address
 from typing import Any, Literal, TypeGuard
 
 import jwt
@@ -27,6 +28,12 @@ BEARER_SUBPROTOCOL = "bearer."
 _ID = re.compile(payloads.ID_PATTERN)
 _COMPACT = re.compile(r"([\w-]++)\.([\w-]++)\.([\w-]++)", re.ASCII)  # RFC 7515 section 7.1
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+_ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^\[\]/?#@:,\s]+)(?::([0-9]{0,5}))?")
+
+PORTS = {"http": 80, "https": 443}
+"""Of a scheme whose port is not named (RFC 9110 sections 4.2.1 and 4.2.2)."""
+
 MAX_TOKEN = 8192
 """Characters of a token; a signed token of this platform has about 300."""
 
@@ -35,6 +42,10 @@ MAX_IDENTIFIER = 128
 
 DEFAULT_LIFE = 90 * 86_400
 """Seconds, of a token that follows one which did not say how long it lived: what `vizora-rt token device` gives."""
+
+LAST_TIME = 1e11
+"""Seconds since the epoch, the year 5138. A larger claim is in milliseconds: its token would live a thousand times too
+long."""
 
 Kind = Literal["device", "dashboard"]
 
@@ -135,12 +146,15 @@ class Verifier:
     def _identity(self, claims: dict[str, Any], is_device: bool, now: float) -> Identity | Refusal:
         subject, organization = claims.get("sub"), claims.get("organizationId")
         jti, issued, expires = claims.get("jti", ""), claims.get("iat", 0), claims.get("exp", 0)
+        ends = "exp" in claims  # 0 is a time too, and over; so is -0.0, and 1e-400, which is read as 0.0
         if not valid_id(subject) or not valid_id(organization):
             return AUTH_INVALID
-        if not isinstance(jti, str) or len(jti) > 128 or not _is_time(issued) or not _is_time(expires):
+        if not isinstance(jti, str) or len(jti) > 128 or not _is_time(issued) or not _is_number(expires):
             return AUTH_INVALID
-        if expires and expires <= now:
+        if ends and expires <= now:
             return AUTH_EXPIRED
+        if expires >= LAST_TIME:
+            return AUTH_INVALID
         if "nbf" in claims and not (_is_time(claims["nbf"]) and claims["nbf"] <= now):
             return AUTH_INVALID
         # One string object for all screens of an organisation: 20,000 connections share it.
@@ -183,26 +197,62 @@ def offered_subprotocols(request: Request) -> list[str]:
     return [part.strip() for part in header.split(",")] if header else []
 
 
+def choose_subprotocol(request: Request) -> str | None:
+    """The subprotocol of the answer, "" for none; None when the client would end the connection for lack of one.
+
+    A browser offers its token as `bearer.TOKEN`, and ends a connection whose answer names nothing that it offered (RFC
+    6455 section 4.1). The token is a secret and is not named back: so there must be `vizora.v1` beside it.
+    """
+    offered = offered_subprotocols(request)
+    if SUBPROTOCOL in offered:
+        return SUBPROTOCOL
+    return None if any(protocol.startswith(BEARER_SUBPROTOCOL) for protocol in offered) else ""
+
+
+def first_subprotocol(request: Request) -> str:
+    """The one that the reference server of Socket.IO chooses: the first; "" when none was offered."""
+    offered = offered_subprotocols(request)
+    return offered[0] if offered and _TOKEN.fullmatch(offered[0]) else ""
+
+
 def check_origin(request: Request, allowed: Iterable[str], by_cookie: bool) -> Refusal | None:
     """Browsers name the page that connects; others do not. A cookie travels by itself, so it needs a page we trust.
 
-    Players in a shell of their own send `file://`, `null` or an own scheme: not a page of the web, so no origin.
+    Players in a shell of their own send `file://`, `null` or an own scheme: not a page of the web, so no origin. For a
+    cookie only a named page of the web counts: any frame in a sandbox is `null` too, any file is `file://`.
     """
-    origin = _origin(request.headers.get("origin", ""))
+    text = request.headers.get("origin", "")
+    if not text:
+        return ORIGIN_DENIED if by_cookie else None
+    page = _page(text)
     # "*" names no page: as in the browsers' own rules it does not cover what travels by itself.
-    if origin and any(_origin(each) == origin or (each == "*" and not by_cookie) for each in allowed):
-        return None
     if by_cookie:
-        return ORIGIN_DENIED
-    if not origin.startswith(("http:", "https:")):
+        return None if page is not None and any(_page(each) == page for each in allowed) else ORIGIN_DENIED
+    if not text.lower().startswith(("http:", "https:")):
         return None
-    same_origin = origin.partition("://")[2] == request.headers.get("host", "").lower()
-    return None if same_origin else ORIGIN_DENIED
+    for each in allowed:
+        if each == "*" or (page is not None and _page(each) == page):
+            return None
+    same_host = page is not None and _page(f"{page[0]}://{request.headers.get('host', '')}") == page
+    return None if same_host else ORIGIN_DENIED
 
 
-def _origin(text: str) -> str:
-    """An origin as it is compared: scheme and host have no case (RFC 6454 section 4), people end it with a slash."""
-    return text.lower().rstrip("/")
+def _page(text: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port of a page of the web, as origins are compared (RFC 6454 sections 4 and 5); None of others.
+
+    Scheme and host have no case, a port that is not named is the scheme's, an IPv6 address has several spellings, and
+    people end an origin with a slash.
+    """
+    match = _ORIGIN.fullmatch(text.lower().rstrip("/"))
+    if match is None:
+        return None
+    scheme, host, port = match.groups()
+    if host.startswith("["):
+        try:
+            host = IPv6Address(host[1:-1]).compressed
+        except ValueError:
+            return None
+    return scheme, host, int(port) if port else PORTS[scheme]
 
 
 def mint_device(config: Auth, device: str, organization: str, now: int, ttl: int) -> str:
@@ -288,5 +338,9 @@ def _unpack(segment: str) -> bytes:
     return data if base64.urlsafe_b64encode(data).rstrip(b"=") == segment.encode() else b""
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e11
+    return _is_number(value) and 0 <= value < LAST_TIME

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from vizora_rt.errors import Refusal
 from vizora_rt.net.admission import RETRY_AFTER
 from vizora_rt.wire import messages
-from vizora_rt.wire.http import Request
+from vizora_rt.wire.http import Request, origin_form
 
 
 @dataclass(slots=True)
@@ -56,8 +56,8 @@ def refuse(refusal: Refusal, allow: str = "", **more: object) -> Response:
 
 def segments(request: Request) -> list[str]:
     """The parts of a path, each decoded by itself: an id may hold a slash."""
-    target = request.target.partition("?")[0]
-    if not target.startswith("/"):
+    target = origin_form(request.target)
+    if not target:
         return request.path.split("/")[1:]
-    parts = [unquote(part) for part in target.split("/")[1:]]
-    return parts[1:] if parts[0] == "api" and len(parts) > 1 else parts
+    parts = [unquote(part) for part in target.partition("?")[0].split("/")[1:]]
+    return parts[1:] if parts[:1] == ["api"] and len(parts) > 1 else parts

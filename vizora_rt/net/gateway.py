@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Final
 
 from vizora_rt import errors, report
-from vizora_rt.app import auth
 from vizora_rt.app.auth import Identity
 from vizora_rt.app.content_errors import ContentErrors
 from vizora_rt.app.dashboards import Rooms
@@ -60,7 +59,7 @@ GOODBYES_A_TURN: Final = 200
 GOODBYE_TURN_SECONDS: Final = 0.05
 
 
-Settle = Callable[[Connection | Refusal, str], None]
+Settle = Callable[[Connection | Refusal], None]
 
 
 class Gateway:
@@ -148,17 +147,15 @@ class Gateway:
         return len(self._connections)
 
     def admit(self, request: Request, address: str, settle: Settle, waits: Waits) -> None:
-        """Decide on an opening handshake. `settle` is called once, perhaps later: with a connection to attach and the
-        subprotocol, or with a refusal. `waits` is given its place in the line meanwhile."""
-        offered = auth.offered_subprotocols(request)
-        subprotocol = auth.SUBPROTOCOL if auth.SUBPROTOCOL in offered else ""
+        """Decide on an opening handshake. `settle` is called once, perhaps later: with a connection to attach, or with
+        a refusal. `waits` is given its place in the line meanwhile."""
 
         def admitted(identity: Identity, claim: Claim) -> None:
             connection = Connection(self, self._terms, identity, address)
-            settle(connection, subprotocol)
+            settle(connection)
             self._enter(connection, claim)
 
-        self._admission.admit(request, address, admitted, lambda refusal: settle(refusal, ""), waits)
+        self._admission.admit(request, address, admitted, settle, waits)
 
     def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None:
         """Decide on a client before it says who it is. One of the two is called once, perhaps later."""

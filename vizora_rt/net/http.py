@@ -6,11 +6,14 @@ after its first byte, an answer taken and a quiet connection gone after a minute
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable
+from email.utils import formatdate
 from time import perf_counter_ns
 from typing import Final, Protocol, cast
 
 from vizora_rt import errors, report
+from vizora_rt.app import auth
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
@@ -29,8 +32,9 @@ from vizora_rt.wire.http import Request, RequestParser
 
 log = report.logger("http")
 
-KEEP_ALIVE_SECONDS: Final = 60.0
-"""A quiet connection goes after four of Prometheus' usual scrape intervals."""
+KEEP_ALIVE_SECONDS: Final = 75.0
+"""Of a quiet connection. Longer than proxies keep one (nginx and AWS' balancers 60 s): who closes last never meets a
+request on its way. Also five of Prometheus' usual scrape intervals."""
 
 SPARE_CONNECTIONS: Final = 100
 """Beyond `max_connections` of clients: half of the descriptor reserve, for health checks and scrapes at the limit."""
@@ -45,8 +49,14 @@ LIMITS: Final = {
 
 UNMATCHED: Final = "unmatched"
 
-HEALTH: Final = frozenset({"/health", "/health/live", "/health/ready"})
-"""A 503 of these is an answer, and no error of ours."""
+NATIVE: Final = "/ws"
+SOCKETIO: Final = "/socket.io/"
+
+NO_ISSUE: Final = frozenset({"/health", "/health/live", "/health/ready", NATIVE, SOCKETIO})
+"""A 503 of /health is an answer, and no error of ours. Handshakes that are refused are reported by their cause."""
+
+METHODS: Final = (("Allow", "GET, HEAD, POST, DELETE, OPTIONS"),)
+"""What `OPTIONS *` is answered with: what the server as a whole can do (RFC 9110 section 9.3.7)."""
 
 
 class Door(Host, Protocol):
@@ -72,11 +82,16 @@ class Server:
         self.metrics = metrics
         self.wheel = wheel
         self.exchanges = 0
+        self.answering: set[asyncio.Task[None]] = set()
+        """Requests whose answer takes a while. What was begun is finished, also when the client has left."""
         self.limit = config.max_connections + SPARE_CONNECTIONS
         self.proxies = proxy.networks(config.server.trusted_proxies)
         operators = Operators(config, gateway, store, ask).routes
         self._routes: dict[str, dict[str, Route]] = {path: {"GET": route} for path, route in operators.items()}
+        self._routes["*"] = {"OPTIONS": lambda request, sender: Response(204, headers=METHODS)}
         self._patterns: dict[tuple[str, ...], str] = {}
+        self._second = 0
+        self._date = ""
 
     def add(self, method: str, pattern: str, route: Route) -> None:
         """Take another route. In a pattern the second part is a placeholder: `/devices/{id}/plays`."""
@@ -91,16 +106,25 @@ class Server:
 
     def upgrades(self, request: Request) -> bool:
         """Whether WebSocket is spoken there."""
-        return request.path == "/ws"
+        return request.path == NATIVE
 
     def pattern(self, request: Request) -> str:
         """The route that a request is for."""
         if request.path in socketio.PATHS:
-            return "/socket.io/"
+            return SOCKETIO
         if request.path in self._routes or self.upgrades(request):
             return request.path
-        first, *rest = segments(request)
-        return self._patterns.get((first, *rest[1:]), UNMATCHED) if rest and rest[0] else UNMATCHED
+        parts = segments(request)
+        if len(parts) < 2 or not parts[1]:
+            return UNMATCHED
+        return self._patterns.get((parts[0], *parts[2:]), UNMATCHED)
+
+    def date(self) -> str:
+        """Now, as the field Date says it; written once a second."""
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._date = second, formatdate(second, usegmt=True)
+        return self._date
 
     def answer(self, request: Request, exchange: "Exchange") -> tuple[str, Answer]:
         """The route pattern and the answer."""
@@ -122,7 +146,7 @@ class Server:
         known = self.metrics.method(method)
         self.metrics.counter("http_requests_total", known, path, str(status)).value += 1
         self.metrics.timer("http_request_duration_seconds", known, path).observe(ns)
-        if status > 500 and status != errors.HTTP_VERSION.status and path not in HEALTH:
+        if status > 500 and status != errors.HTTP_VERSION.status and path not in NO_ISSUE:
             # A 500 is reported as what was raised, a version that we do not speak is the client's.
             report.issue("request failed", str(status), "error", method=known, path=path, status=status)
 
@@ -142,6 +166,7 @@ class Exchange(BoundedReader):
         "_busy",
         "_deadline",
         "_due",
+        "_ended",
         "_parser",
         "_place",
         "_preface",
@@ -160,6 +185,8 @@ class Exchange(BoundedReader):
         self._place: Place | None = None
         """Its place in the line of handshakes, while it waits there."""
         self._busy = False
+        self._ended = False
+        """Whether the client has said that it sends no more."""
         self._stalled = False
         self._deadline = 0.0
         self._due = 0.0
@@ -192,8 +219,18 @@ class Exchange(BoundedReader):
         if self._place is not None:
             self._place.leave()
             self._place = None
-        if self._task is not None:
-            self._task.cancel()
+
+    def eof_received(self) -> bool:
+        """The client sends no more. True: it is still answered, and the connection closed after that."""
+        parser = self._parser
+        if parser is None:
+            return False
+        if self._task is not None or parser.rest:
+            self._ended = True
+            return True
+        if parser.started:
+            self._reject(errors.BAD_REQUEST)  # RFC 9112 section 8: it never becomes whole
+        return False
 
     def pause_writing(self) -> None:
         # Who does not read answers may not ask for more.
@@ -212,7 +249,8 @@ class Exchange(BoundedReader):
         if self.transport is not None:
             self.transport = None
             self._parser = None
-            self._server.exchanges -= 1
+            if self._task is None:  # else it counts until its answer is done
+                self._server.exchanges -= 1
 
     def _expect(self, seconds: float) -> None:
         """What comes next must have come in `seconds`."""
@@ -258,12 +296,16 @@ class Exchange(BoundedReader):
             self._expect(self._server.config.limits.handshake_seconds)
         outcome = parser.feed(data)
         if outcome is None:
-            if parser.interim:
+            if self._ended:
+                self._reject(errors.BAD_REQUEST)
+            elif parser.interim:
                 transport.write(parser.interim)
             return
         self._started = perf_counter_ns()
         if isinstance(outcome, Refusal):
             self._reject(outcome)
+        elif self._ended and (outcome.path in socketio.PATHS or self._server.upgrades(outcome)):
+            transport.close()  # it would never say a word there
         elif outcome.path in socketio.PATHS:
             self._greet(outcome)
         elif self._server.upgrades(outcome):
@@ -317,7 +359,10 @@ class Exchange(BoundedReader):
         """
         if self.transport is not None:
             answer = refuse(refusal)
-            self.transport.write(http.response(answer.status, answer.body, headers=answer.headers, keep_alive=False))
+            date = self._server.date()
+            self.transport.write(
+                http.response(answer.status, answer.body, headers=answer.headers, keep_alive=False, date=date)
+            )
             self.transport.write_eof()
             self._parser = None
             self._busy = False
@@ -328,26 +373,30 @@ class Exchange(BoundedReader):
     # The opening handshake
 
     def _upgrade(self, request: Request) -> None:
-        accept = http.check_upgrade(request)
+        accept, subprotocol = http.check_upgrade(request), auth.choose_subprotocol(request)
         if isinstance(accept, Refusal):
-            self._send(request, "/ws", refuse(accept, "GET"))
+            self._send(request, NATIVE, refuse(accept, "GET"))
+            return
+        if subprotocol is None:
+            details = {"Sec-WebSocket-Protocol": f"offer {auth.SUBPROTOCOL} beside the token"}
+            self._send(request, NATIVE, refuse(errors.BAD_REQUEST, details=details))
             return
         self._busy = True
 
-        def settle(outcome: Connection | Refusal, subprotocol: str) -> None:
+        def settle(outcome: Connection | Refusal) -> None:
             transport, parser = self.transport, self._parser
             took = perf_counter_ns() - self._started - (self._place.waited if self._place is not None else 0)
             self._place = None
             if transport is None or parser is None:
                 return
             if isinstance(outcome, Refusal):
-                report.traced(report.HANDSHAKE, "/ws", took, outcome.status)
-                self._leave(outcome)
+                report.traced(report.HANDSHAKE, NATIVE, took, outcome.status)
+                self._turn_away(NATIVE, outcome, took)
                 return
             rest = parser.rest
             self._left()
             outcome.attach(transport, http.upgrade_response(accept, subprotocol or None), rest)
-            self._server.gateway.handshaken(took, "/ws")
+            self._server.gateway.handshaken(took, NATIVE)
 
         self._server.gateway.admit(request, self.client(request), settle, self._waits)
 
@@ -359,10 +408,10 @@ class Exchange(BoundedReader):
         accept = http.check_upgrade(request)
         if problem is not None or isinstance(accept, Refusal):
             answer = Response(400, problem) if problem is not None else refuse(cast("Refusal", accept), "GET")
-            self._send(request, "/socket.io/", answer)
+            self._send(request, SOCKETIO, answer)
             return
         self._busy = True
-        address = self.client(request)
+        address, subprotocol = self.client(request), auth.first_subprotocol(request)
 
         def enter() -> None:
             transport, parser = self.transport, self._parser
@@ -370,9 +419,20 @@ class Exchange(BoundedReader):
             if transport is not None and parser is not None:
                 self.transport = self._parser = None
                 greeting = Greeting(server, request, address)
-                greeting.attach(transport, http.upgrade_response(accept, None), parser.rest)
+                greeting.attach(transport, http.upgrade_response(accept, subprotocol or None), parser.rest)
 
-        server.gateway.knock(address, enter, self._leave, self._waits)
+        def refused(refusal: Refusal) -> None:
+            waited = self._place.waited if self._place is not None else 0
+            self._turn_away(SOCKETIO, refusal, perf_counter_ns() - self._started - waited)
+
+        server.gateway.knock(address, enter, refused, self._waits)
+
+    def _turn_away(self, path: str, refusal: Refusal, ns: int) -> None:
+        """Refuse a handshake: an answer of HTTP, and counted as one."""
+        self._place = None
+        if self.transport is not None:
+            self._server.count("GET", path, refusal.status, ns)
+            self._leave(refusal)
 
     def _waits(self, place: Place) -> None:
         """It stands in the line of handshakes."""
@@ -391,6 +451,7 @@ class Exchange(BoundedReader):
             return
         self._busy = True
         self._task = asyncio.ensure_future(self._await_answer(request, path, answer))
+        self._server.answering.add(self._task)
 
     async def _await_answer(self, request: Request, path: str, answer: Awaitable[Response]) -> None:
         with report.Trace(report.REQUEST, f"{self._server.metrics.method(request.method)} {path}") as trace:
@@ -400,7 +461,11 @@ class Exchange(BoundedReader):
                 log.exception("route failed", error, path=path)
                 response = refuse(errors.INTERNAL)
             trace.status = response.status
-        self._task = None
+        task, self._task = self._task, None
+        if task is not None:
+            self._server.answering.discard(task)
+        if self.transport is None:
+            self._server.exchanges -= 1
         self._send(request, path, response)
 
     def _send(self, request: Request, path: str, answer: Response) -> None:
@@ -410,9 +475,11 @@ class Exchange(BoundedReader):
         server.count(request.method, path, answer.status, perf_counter_ns() - self._started - answer.waited)
         if transport is None or parser is None:
             return
-        keep_alive = request.keep_alive and not server.gateway.leaving
+        last = self._ended and not parser.rest
+        keep_alive = request.keep_alive and not server.gateway.leaving and not last
+        head = request.method == "HEAD"
         output = http.response(
-            answer.status, answer.body, answer.content_type, answer.headers, keep_alive, request.method == "HEAD"
+            answer.status, answer.body, answer.content_type, answer.headers, keep_alive, head, server.date()
         )
         self._busy = False
         self._expect(KEEP_ALIVE_SECONDS)

@@ -12,7 +12,7 @@ from vizora_rt.config import Config
 from vizora_rt.net.answers import Response, Route, Sender, json_response, refuse
 from vizora_rt.net.store import Store
 from vizora_rt.wire import messages, resp
-from vizora_rt.wire.http import Request
+from vizora_rt.wire.http import Request, accepts_gzip
 from vizora_rt.wire.resp import ReplyError
 
 SERVICE: Final = "vizora-rt"
@@ -57,7 +57,7 @@ class Operators:
         if not self._may_scrape(request, sender):
             return refuse(errors.FORBIDDEN)
         openmetrics, content_type = metrics.negotiate(request.headers.get("accept", ""))
-        compress = "gzip" in request.headers.get("accept-encoding", "")
+        compress = accepts_gzip(request.headers.get("accept-encoding", ""))
         body = await self._asked("metrics", openmetrics, compress)
         if body is None:
             return refuse(errors.OVERLOADED)

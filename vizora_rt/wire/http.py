@@ -26,6 +26,7 @@ _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64; the four spare 
 _HOST = re.compile(r"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")  # uri-host [":" port], RFC 9110 section 7.2
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:;[\t\x20-\x7e\x80-\xff]*)?)")  # RFC 9112 section 7.1
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+_WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?", re.ASCII)  # RFC 9110 section 12.4.2
 _CHUNK_LINE = 4096  # a size and its extensions; Go's net/http and Netty stop at 4 and 8 KiB
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SECRET_NAME = re.compile(r"token|secret|passw|auth|key|jwt|bearer|signature|session|cookie", re.IGNORECASE)
@@ -321,24 +322,51 @@ def _tokens(value: str) -> list[str]:
 
 def _origin_form(method: str, target: str) -> tuple[str, str] | Refusal:
     """Path and query of any form of target that a server must take (RFC 9112 section 3.2)."""
-    if not target.startswith("/"):
-        if method == "CONNECT":
-            return errors.METHOD_NOT_ALLOWED
-        if target == "*" and method == "OPTIONS":
-            return "*", ""
-        scheme, separator, target = target.partition("://")
-        if not separator or scheme.lower() not in ("http", "https", "ws", "wss"):
-            return errors.BAD_REQUEST
-        authority = re.split(r"[/?]", target, maxsplit=1)[0]
-        if not authority:
-            return errors.BAD_REQUEST  # RFC 9110 section 4.2.1
-        target = target[len(authority) :]
-    path, _, query = target.partition("?")
+    if method == "CONNECT":
+        return errors.METHOD_NOT_ALLOWED  # authority-form, and this is no proxy
+    if target == "*":
+        return ("*", "") if method == "OPTIONS" else errors.BAD_REQUEST
+    raw = origin_form(target)
+    if raw is None:
+        return errors.BAD_REQUEST
+    if method == "OPTIONS" and not raw:
+        return "*", ""  # RFC 9112 section 3.2.4: what a proxy would have made of it
+    path, _, query = raw.partition("?")
     if "%" in path:
         path = unquote(path)
     if path == "/api" or path.startswith("/api/"):
         path = path[4:]
     return path or "/", query
+
+
+def origin_form(target: str) -> str | None:
+    """`target` without the scheme and authority that it may begin with; None when it has neither these nor a path."""
+    if target.startswith("/"):
+        return target
+    scheme, separator, rest = target.partition("://")
+    if not separator or scheme.lower() not in ("http", "https", "ws", "wss"):
+        return None
+    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+    return rest[len(authority) :] if authority else None  # RFC 9110 section 4.2.1: there is always a host
+
+
+def accepts_gzip(field: str) -> bool:
+    """Whether an answer may be sent gzipped, and not rather as it is: Accept-Encoding (RFC 9110 section 12.5.3).
+
+    A weight that is none counts as 0: not to compress is never wrong. Of a coding that is named twice the first counts.
+    """
+    weights: dict[str, float] = {}
+    for member in field.lower().split(","):
+        coding, _, parameter = member.partition(";")
+        name, _, value = parameter.partition("=")
+        weight = 1.0 if not parameter.strip(" \t") else 0.0
+        if name.strip(" \t") == "q" and _WEIGHT.fullmatch(value.strip(" \t")):
+            weight = float(value)
+        weights.setdefault(coding.strip(" \t"), weight)
+    gzip = weights.get("gzip", weights.get("x-gzip", weights.get("*")))
+    if gzip is None:
+        return weights.get("identity") == 0  # as it is it is not wanted
+    return gzip > 0 and gzip >= weights.get("identity", 0.0)
 
 
 def check_upgrade(request: Request) -> str | Refusal:
@@ -373,9 +401,15 @@ def response(
     headers: tuple[tuple[str, str], ...] = (),
     keep_alive: bool = True,
     head: bool = False,
+    date: str = "",
 ) -> bytes:
-    """An answer. `head` leaves the body out and keeps its length (RFC 9110 section 9.3.2)."""
+    """An answer, given at `date` (RFC 9110 section 5.6.7; empty without a clock, section 6.6.1).
+
+    `head` leaves the body out and keeps its length (section 9.3.2).
+    """
     lines = [_START[status]]
+    if date:
+        lines.append(f"Date: {date}\r\n")
     if status not in (204, 304):
         if body:
             lines.append(f"Content-Type: {content_type}\r\n")
