@@ -45,7 +45,7 @@ class Echo:
     def admit(self, request: Request, address: str, settle: Settle, waits: Waits) -> None:
         connection = Connection(self, self._terms, NOBODY, address)
         self.connections += 1
-        settle(connection, "")
+        settle(connection)
         connection.release()
 
     def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None:
