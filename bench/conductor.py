@@ -18,6 +18,7 @@ from bench import figures, histogram, schema, server, thresholds
 from bench.agent import Connects, Measured
 from bench.director import Director
 from bench.figures import Look, Measurement
+from bench.hints import hint
 from bench.plan import Job, Options
 from bench.scenario import Scenario
 from bench.target import Target
@@ -151,7 +152,7 @@ class Conductor:
             connects = await asyncio.gather(*(each.ready for each in self._loads))
             if not sum(each.opened for each in connects):
                 failed = sum((each.failed for each in connects), start=type(connects[0].failed)())
-                reasons = ", ".join(f"{count:,} {reason}" for reason, count in failed.most_common())
+                reasons = ", ".join(f"{count:,} {reason}{hint(reason)}" for reason, count in failed.most_common())
                 raise LoadError(f"nothing connected: {reasons}")
             await asyncio.sleep(SETTLE_SECONDS)
             connected = self._look()

@@ -66,7 +66,7 @@ def run(request: Request, console: Console) -> int:
             with terminal.progress(console, scenario.name) as progress:
                 results.append(one(scenario, options, request, progress))
         except (LoadError, TargetError) as error:
-            console.print(f"{scenario.name}: {error}", style="red", markup=False, highlight=False)
+            console.print(f"{scenario.name}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             return 1
         terminal.show(Console(), results[-1])
         terminal.complain(console, results[-1])

@@ -3,6 +3,7 @@
 A change that a reader would notice raises VERSION. docs/report.schema.json is made from these structs.
 """
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -152,7 +153,11 @@ def read(file: Path) -> Report:
 
 
 def json_schema() -> str:
+    """The schema as text. Descriptions are docstrings without indentation, whatever Python or msgspec leave of it."""
     (reference,), components = msgspec.json.schema_components((Report,), ref_template="#/$defs/{name}")
+    for component in components.values():
+        if "description" in component:
+            component["description"] = inspect.cleandoc(component["description"])
     schema: dict[str, Any] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "report.json of the bench suite",

@@ -10,15 +10,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from bench import schema
+from bench.hints import hint
 
 Progress = Callable[[str, float, str], None]
 
 REDRAW_SECONDS = 0.4
 
-HINTS = {
-    "RATE_LIMITED": "start the gateway with VIZORA_LIMITS__MESSAGES_PER_MINUTE=0",
-    "AUTH_INVALID": "the gateway has another DEVICE_JWT_SECRET",
-}
 LATENCIES = ("p50", "p90", "p99", "p999", "p9999", "max")
 
 
@@ -70,13 +67,11 @@ def complain(console: Console, result: schema.Scenario) -> None:
     """Losses, refusals, doubts: a line each."""
     for kind in result.kinds:
         for code, count in kind.refused.items():
-            hint = f" ({HINTS[code]})" if code in HINTS else ""
-            line(console, f"{kind.name}: {count:,} refused: {code}{hint}")
+            line(console, f"{kind.name}: {count:,} refused: {code}{hint(code)}")
         if kind.lost:
             line(console, f"{kind.name}: {kind.lost:,} without an answer")
     for what, count in result.counters.items():
-        hint = next((f" ({hint})" for code, hint in HINTS.items() if code in what), "")
-        line(console, f"{count:,} {what}{hint}")
+        line(console, f"{count:,} {what}{hint(what.removeprefix('connect failed: '))}")
     for note in result.notes:
         line(console, note)
     for reason in result.invalid:

@@ -1,6 +1,7 @@
 """What a run tells: histograms and their logs, thresholds, the schema of report.json, and report.html in a browser."""
 
 import json
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -179,6 +180,37 @@ class TestThresholds:
         limit = thresholds.parse(text)
         assert limit.figure == figure
         assert limit.bound == pytest.approx(bound)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("heartbeat.p99<20", "heartbeat.p99 needs a unit: us or ms or s; for example heartbeat.p99<20us"),
+            ("heartbeat.p99.9<1.5", "needs a unit"),
+            ("command.mean<2", "needs a unit"),
+            ("reconnect.max<10", "needs a unit"),
+            ("lag.max<1", "needs a unit"),
+            ("scrape.rise<5", "needs a unit"),
+            ("heartbeat.p99_after<5", "needs a unit"),
+            ("cpu<10", "needs a unit"),
+            ("store.cpu<10", "needs a unit"),
+            ("connect.cpu<10", "needs a unit"),
+            ("memory<6", "memory needs a unit: KiB or MiB or GiB"),
+            ("memory.growth<5", "memory.growth needs a unit: %"),
+            ("errors<1", "errors needs a unit: %"),
+            ("play.accepted>=1", "needs a unit: %"),
+            ("heartbeat.p99<20%", "heartbeat.p99 takes us or ms or s"),
+            ("rate>1000ms", "rate takes /s"),
+            ("plays.lost<1%", "plays.lost takes a number without unit"),
+            ("cpu.cores<1s", "cpu.cores takes a number without unit"),
+        ],
+    )
+    def test_unit_of_the_figure(self, text: str, words: str) -> None:
+        with pytest.raises(ValueError, match=f"not a threshold: .*{re.escape(words)}"):
+            thresholds.parse(text)
+
+    @pytest.mark.parametrize("text", ["errors==0", "heartbeat.max>0", "memory>0", "rate>1000", "rate>1000/s"])
+    def test_no_unit_needed(self, text: str) -> None:
+        thresholds.parse(text)
 
     @pytest.mark.parametrize("text", ["", "p99", "p99<", "p99<20 parsecs", "p99=20", "<20ms", "a<1<2"])
     def test_no_threshold(self, text: str) -> None:

@@ -207,7 +207,7 @@ class TestVerdicts:
         found = report(tmp_path, done)
         assert found.kinds[0].refused["RATE_LIMITED"] > 50
         assert found.figures["errors"] > 0.5
-        assert "refused: RATE_LIMITED (start the gateway with VIZORA_LIMITS__MESSAGES_PER_MINUTE=0)" in done.stderr
+        assert "refused: RATE_LIMITED (start the gateway with VIZORA_LIMITS__MESSAGES_PER_MINUTE=0," in done.stderr
 
 
 class TestWrongOptions:
@@ -267,3 +267,59 @@ def test_the_docs_know_every_scenario() -> None:
 
 def test_the_schema_in_the_docs_is_this_one() -> None:
     assert json.loads((ROOT / "docs" / "report.schema.json").read_text()) == json.loads(schema.json_schema())
+
+
+@pytest.mark.parametrize("package", ["hdrh", "rich"])
+def test_without_a_package_one_line_says_what_to_run(tmp_path: Path, package: str) -> None:
+    """A `sitecustomize` hides the package as if it were not installed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {package!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "list"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    line = f"python -m bench: the package {package} is missing. Run: make bench-deps\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--threshold", "heartbeat.p99<20"), "heartbeat.p99 needs a unit: us or ms or s; for example"),
+        (("--url", "http://127.0.0.1:1"), "not a ws:// or wss:// URL"),
+    ],
+)
+def test_a_wrong_option_is_named(arguments: tuple[str, ...], words: str) -> None:
+    done = bench("run", "heartbeat", *arguments)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+
+
+class TestRefusedHandshakes:
+    """Each answer that a wrong set-up gets names the way out."""
+
+    OPTIONS = ("--devices", "2", "--rate", "10", "--seconds", "0.5", "--warmup", "0", "--workers", "1")
+
+    def test_another_secret(self, gateway: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(SECRETS, "DEVICE_JWT_SECRET", "another-secret-of-32-characters!")
+        done = bench("run", "heartbeat", "--url", url(gateway), *self.OPTIONS)
+        assert "AUTH_INVALID (the gateway has another secret: export DEVICE_JWT_SECRET" in done.stderr
+
+    def test_another_path(self, gateway: Service) -> None:
+        done = bench("run", "heartbeat", "--url", f"ws://127.0.0.1:{gateway.port}/other", *self.OPTIONS)
+        assert "NOT_FOUND (the gateway serves another path: give --url ws://HOST:PORT/ws)" in done.stderr
+
+    def test_no_path_is_the_gateways(self, gateway: Service, tmp_path: Path) -> None:
+        address = f"ws://127.0.0.1:{gateway.port}"
+        found = report(tmp_path, bench("run", "heartbeat", "--url", address, *self.OPTIONS, "--out", tmp_path))
+        passed(found, "connected>=95%")

@@ -73,7 +73,10 @@ async def raw_server(reply: bytes, *, after_101: bool = False, hang: bool = Fals
     ("url", "host", "port", "authority", "target"),
     [
         ("ws://127.0.0.1:3001/ws", "127.0.0.1", 3001, "127.0.0.1:3001", "/ws"),
-        ("ws://screens.example", "screens.example", 80, "screens.example", "/"),
+        ("ws://screens.example", "screens.example", 80, "screens.example", "/ws"),
+        ("ws://screens.example/", "screens.example", 80, "screens.example", "/ws"),
+        ("ws://screens.example?a=1", "screens.example", 80, "screens.example", "/ws?a=1"),
+        ("ws://screens.example/other/", "screens.example", 80, "screens.example", "/other/"),
         ("wss://screens.example/ws?a=1", "screens.example", 443, "screens.example", "/ws?a=1"),
         ("ws://user:secret@[::1]:7/x", "::1", 7, "[::1]:7", "/x"),
     ],

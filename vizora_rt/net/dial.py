@@ -27,6 +27,9 @@ LONGEST_WAIT: Final = 3600.0
 RETRY_AFTER: Final = (429, 503)
 """The refusals whose Retry-After is honoured (RFC 9110 section 10.2.3): too many requests, service unavailable."""
 
+PATH: Final = "/ws"
+"""The gateway's path for WebSocket, for a URL that names none."""
+
 _VISIBLE: Final = re.compile(r"[!-~]+")
 
 
@@ -53,7 +56,7 @@ class Endpoint(NamedTuple):
 
 
 def parse_url(url: str) -> Endpoint:
-    """Raises ValueError: a URL is the operator's."""
+    """The endpoint of a ws:// or wss:// URL; without a path it is the gateway's own, `/ws`. Raises ValueError."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("ws", "wss") or not parts.hostname or not _VISIBLE.fullmatch(url):
         raise ValueError(f"not a ws:// or wss:// URL: {url!r}")
@@ -62,7 +65,7 @@ def parse_url(url: str) -> Endpoint:
         host=parts.hostname,
         port=parts.port or (443 if secure else 80),
         authority=parts.netloc.rpartition("@")[2],
-        target=urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")),
+        target=urllib.parse.urlunsplit(("", "", PATH if parts.path in ("", "/") else parts.path, parts.query, "")),
         tls=ssl.create_default_context() if secure else None,
     )
 
