@@ -189,8 +189,8 @@ class Worker:
         memory = shared_memory(turns, MEMORY_BYTES)
         self._gateway = Gateway(self._config, index, node, self._metrics, self._wheel, self._store, memory)
         self._http = Server(self._config, self._gateway, self._metrics, self._wheel, self._store, self.ask)
-        control = Control(self._config.auth.internal_api_secret, self._http, self._store)
-        Routes(control, self._gateway, self._store)
+        self._control = Control(self._config.auth.internal_api_secret, self._http, self._store)
+        Routes(self._control, self._gateway, self._store)
 
     async def _connect_store(self) -> None:
         """Wait for Redis, so that the first clients are not refused; but not for long, it may be away."""
@@ -310,7 +310,13 @@ class Worker:
         await self._close()
 
     async def _leave_clients(self, seconds: float, successor: bool) -> None:
-        await self._gateway.drain(seconds, successor)
+        """Say goodbye to all clients, and answer the calls that are under way. Without a successor no call is begun
+        from now on; with one, not while its answer might be cut off."""
+        if successor:
+            await self._gateway.drain(seconds, successor)
+            await self._control.close()
+        else:
+            await asyncio.gather(self._control.close(), self._gateway.drain(seconds))
         until = self._loop.time() + min(seconds, REQUEST_SECONDS)
         # A connection that was accepted just now is counted a turn of the loop later.
         await asyncio.sleep(0)

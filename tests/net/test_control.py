@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import json
+from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
 
 from tests.net.backend import API_KEY, Backed, Screen, books, call, fleet
-from tests.net.peers import Json, until
+from tests.net.peers import Json, Wire, until
 from tests.net.proxy import Proxy
 from vizora_rt.net.link import Address
 
@@ -276,6 +277,82 @@ class TestAudit:
         lines = [line for line in capfd.readouterr().err.splitlines() if '"audit"' in line]
         assert len(lines) == 1
         assert "forged" not in json.loads(lines[0])
+
+
+class TestFinished:
+    """What was begun is finished: its caller may give up, and the worker may be about to stop."""
+
+    @staticmethod
+    async def give_up(node: Backed, method: str, path: str, body: Json, key: str, begun: Callable[[], object]) -> None:
+        """Send a call, and end the connection when it was begun."""
+        content = json.dumps(body).encode()
+        wire = await Wire.open(node.port)
+        fields = f"Host: x\r\nContent-Length: {len(content)}\r\nX-Internal-Api-Key: {API_KEY}\r\nIdempotency-Key: {key}"
+        await wire.send(f"{method} {path} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + content)
+        await until(begun)
+        wire.writer.transport.abort()
+        await until(lambda: not node.http.exchanges)
+
+    async def test_a_revocation_whose_caller_gives_up(self, redis_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+        """Redis is slow to answer; the caller is gone before it does."""
+        proxy = Proxy(Address.parse(redis_url).path)
+        async with fleet(await proxy.open(), 2) as (one, other):
+            screen = await Screen.dial(other, "lobby")
+            proxy.rewrite = lambda data: b""
+            await self.give_up(
+                one, "POST", "/internal/device-revoked", {"deviceId": "lobby"}, "k1", lambda: one.control._under_way
+            )
+            assert one.control._under_way
+            proxy.rewrite = bytes
+            one.store.reconnect("test")
+            await until(lambda: not one.control._under_way)
+            await until(lambda: one.store.up)
+            # The store did not answer, and says so; the caller asks again, and now gives up in time for an answer.
+            await until(lambda: not books(redis_url).exists("vz:{i:k1}"))
+            await self.give_up(
+                one, "POST", "/internal/device-revoked", {"deviceId": "lobby"}, "k1", lambda: one.control._under_way
+            )
+            assert await screen.ended() == 4501
+            await until(lambda: books(redis_url).hget("vz:{i:k1}", "answer"))
+            again = await call(
+                one, "POST", "/internal/device-revoked", {"deviceId": "lobby"}, headers={"Idempotency-Key": "k1"}
+            )
+            assert (again.status, again.body["delivered"]) == (200, True)
+        await proxy.close()
+        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"audit"' in line]
+        assert [line["status"] for line in lines][-2:] == [200, 200]
+
+    async def test_a_command_whose_caller_gives_up(self, redis_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+        async with fleet(redis_url, 2) as (one, other):
+            screen = await Screen.dial(other, "lobby", acks=False)
+            await self.give_up(one, "POST", "/internal/command", RELOAD, "k1", lambda: screen.commands())
+            await screen.ack(await screen.message("command"))
+            await until(lambda: books(redis_url).hget("vz:{i:k1}", "answer"))
+            again = await call(one, "POST", "/internal/command", RELOAD, headers={"Idempotency-Key": "k1"})
+            assert (again.status, again.body["delivered"]) == (200, True)
+            assert len(screen.commands()) == 1
+        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"audit"' in line]
+        assert [(line["status"], line.get("device_id"), line.get("repeated")) for line in lines] == [
+            (200, "lobby", None),
+            (200, None, True),
+        ]
+
+    @EVERY
+    async def test_of_a_worker_that_is_about_to_stop(self, redis_url: str, method: str, path: str) -> None:
+        """A call is refused before it is begun; one that was begun is waited for."""
+        async with fleet(redis_url, 1) as (node,):
+            screen = await Screen.dial(node, "hall", acks=False)
+            asking = asyncio.create_task(call(node, "POST", "/internal/command", {**RELOAD, "deviceId": "hall"}))
+            message = await screen.message("command")
+            closing = asyncio.create_task(node.control.close())
+            await asyncio.sleep(0)
+            answer = await call(node, method, path, CALLS[method, path])
+            assert (answer.status, answer.body["code"]) == (503, "DRAINING")
+            assert not closing.done()
+            await screen.ack(message)
+            await closing
+            assert (await asking).status == 200
+            assert books(redis_url).keys("vz:{d:lobby}*") == []
 
 
 class TestOutage:

@@ -342,6 +342,15 @@ class TestNotifications:
             assert (answer.status, list(answer.body["details"])) == (400, ["notification.userId"])
 
 
+class TestTokens:
+    async def test_the_same_token_waits_once(self, redis_url: str) -> None:
+        async with fleet(redis_url, 1) as (node,):
+            for token in ("abc", "abc", "def"):
+                answer = await call(node, "POST", "/internal/token-refresh", {"deviceId": "lobby", "token": token})
+                assert (answer.status, answer.body["queued"]) == (202, True)
+            assert books(redis_url).llen("vz:{d:lobby}:ledger") == 2
+
+
 class TestRevocation:
     async def test_a_device(self, redis_url: str) -> None:
         async with fleet(redis_url, 2) as (one, other):

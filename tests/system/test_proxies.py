@@ -3,9 +3,11 @@
 import asyncio
 import http.client
 import json
+import re
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,3 +206,67 @@ async def test_no_log_shows_a_token(front: Front) -> None:
     assert (await asyncio.to_thread(front.ask, "GET", "/health/live?token=s3cret"))[0] == 200
     await until(lambda: "/health/live" in front.log())
     assert "s3cret" not in front.log()
+
+
+class Mute:
+    """A gateway whose worker dies in each request: it reads one and closes without an answer, but for health checks."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self._listening = socket.create_server((PROXY, 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(10)
+                data = b""
+                while b"\r\n\r\n" not in data and (read := connection.recv(65536)):
+                    data += read
+                for method, path in re.findall(rb"([A-Z]+) (/\S*) HTTP/1\.[01]", data):
+                    if path == b"/health/ready":
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    else:
+                        self.heard.append(method.decode())
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("proxy", [nginx, haproxy], ids=["nginx", "haproxy"])
+def test_a_call_without_an_answer_is_not_sent_again(
+    tmp_path: Path, certificate: Path, proxy: Callable[[Path, int, int, Path], list[str]]
+) -> None:
+    """The gateway may have done it: only the caller knows whether it has an id by which it is done once."""
+    upstream, port = Mute(), free_port()
+    tls = ssl.create_default_context(cafile=str(certificate))
+
+    def ask(method: str) -> int:
+        connection = http.client.HTTPSConnection("localhost", port, timeout=15, context=tls)
+        try:
+            connection.request(method, "/internal/command", "{}")
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    def refused(method: str) -> bool:
+        try:
+            return ask(method) in (502, 503, 504)
+        except OSError:
+            return False
+
+    with process(proxy(tmp_path, upstream.port, port, certificate), tmp_path / "output"):
+        soon(lambda: refused("POST") and upstream.heard)
+        upstream.heard.clear()
+        for method in ("POST", "DELETE", "PUT"):
+            assert refused(method)
+            assert upstream.heard.count(method) == 1, method
+    upstream.close()

@@ -31,8 +31,10 @@ KEY_HEADER: Final = "x-internal-api-key"
 IDEMPOTENCY_HEADER: Final = "idempotency-key"
 
 KEPT_SECONDS: Final = 86_400
+CALL_SECONDS: Final = 5.0
+"""The longest that a call takes: 4 s for the device's ack, the rest for Redis. A worker that ends waits so long."""
 UNDER_WAY_SECONDS: Final = 10
-"""A worker that dies in a call leaves its key locked for so long; a call takes 5 s at most."""
+"""A worker that dies in a call leaves its key locked for so long: twice the longest call."""
 
 
 class RefusedError(Exception):
@@ -152,7 +154,7 @@ class Control:
 
         self._server.add(method, pattern, route)
 
-    async def close(self, seconds: float) -> None:
+    async def close(self, seconds: float = CALL_SECONDS) -> None:
         """Begin no more calls, and wait up to `seconds` for those under way. They leave their caller an answer, their
         line in the log, and their idempotency key in order."""
         self._closing = True
@@ -225,6 +227,7 @@ class Control:
                 raise RefusedError(errors.KEY_REUSED)
             if answer is None:
                 raise RefusedError(errors.IN_PROGRESS)
+            call.audit = {"repeated": True}
             status, _, body = answer.partition(b"\n")
             return Response(int(status), body)
         try:
