@@ -55,6 +55,12 @@ def test_devices_250_rows(benchmark: BenchmarkFixture) -> None:
     benchmark(totals.devices, "0", turn, 1.0)
 
 
+def test_beats_of_1000_devices(benchmark: BenchmarkFixture) -> None:
+    totals = full(DEVICES)
+    turn = [[row[0], 1, 0] for row in rows(1000, 1000)]
+    benchmark(totals.beats, "0", turn, 1.0)
+
+
 def test_expire_20000_devices(benchmark: BenchmarkFixture) -> None:
     totals = full(DEVICES)
     benchmark(totals.expire, 10.0)

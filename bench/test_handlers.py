@@ -28,8 +28,8 @@ def test_heartbeat_after_a_write(benchmark: BenchmarkFixture) -> None:
     def beat() -> None:
         handlers.heartbeat(device, BEAT, NOW)
         state.dirty.clear()
-        state.unreported.clear()
-        device.dirty = device.reported = False
+        state.counted.clear()
+        device.dirty = device.counted = False
 
     benchmark(beat)
     assert device.heartbeats_ok > 0

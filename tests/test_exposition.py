@@ -322,7 +322,7 @@ def test_a_dead_worker_leaves_its_counters_and_takes_its_gauges() -> None:
     assert seen['vizora_realtime_eventloop_lag_seconds_count{worker="1"}'] == 2
     totals.retire("0")
     totals.retire("1")
-    assert ACTIVE not in values(totals)
+    assert values(totals)[ACTIVE] == 0
     assert values(totals)[BYTES_IN] == 12
 
 
@@ -445,6 +445,7 @@ def test_no_sequence_of_merges_and_deaths_lets_a_counter_fall(steps: list[tuple[
         metrics, process = workers[name]
         if kind == "count":
             metrics.organization("content_impressions_total", rest[0]).value += rest[1]
+            metrics.organization("ws_connections_total", rest[0], "connected").value += rest[1]
             metrics.gauge("devices_online", rest[0]).value = rest[1]
         elif kind == "time":
             metrics.timer("eventloop_lag_seconds").observe(rest[1])
@@ -485,18 +486,45 @@ def test_no_device_series_wanted_is_no_limit_met() -> None:
     assert values(totals)['vizora_realtime_limits_exceeded_total{limit="max_device_series"}'] == 0
 
 
-def test_devices_of_a_dead_worker_go_offline_when_nobody_takes_them() -> None:
+def test_devices_of_a_dead_worker_are_offline_at_once() -> None:
     totals = made()
     status = 'vizora_realtime_device_status{device_id="d1",organization_id="acme"}'
     totals.devices("0", [["d1", "acme", 1, None, None, 1, 0]], 0.0)
+    totals.beats("0", [["d1", 2, 0]], 1.0)
     ship(totals, "0", counted(1))
     totals.expire(1000.0)
     assert values(totals)[status] == 1
-    totals.retire("0")
-    totals.expire(1000.0)
+    totals.retire("0", now=1000.0)
     assert values(totals)[status] == 0
+    totals.expire(999.0 + 3600)
+    assert values(totals)['vizora_realtime_heartbeat_total{device_id="d1",success="true"}'] == 3
     totals.expire(1000.0 + 3600)
     assert status not in values(totals)
+
+
+def test_what_a_killed_worker_had_open_is_disconnected() -> None:
+    """Of each organisation; and nothing is added for a worker that counted its ends itself."""
+    name = "vizora_realtime_ws_connections_total"
+
+    def ended(organization: str) -> tuple[float, float]:
+        seen = values(totals)
+        labels = f'organization_id="{organization}",status='
+        return seen[f'{name}{{{labels}"connected"}}'], seen[f'{name}{{{labels}"disconnected"}}']
+
+    totals = made()
+    killed, drained = Metrics(SETTINGS), Metrics(SETTINGS)
+    for metrics, open_now in ((killed, 2), (drained, 0)):
+        for organization, count in (("acme", 9), ("globex", 4)):
+            metrics.organization("ws_connections_total", organization, "connected").value = count
+            metrics.organization("ws_connections_total", organization, "disconnected").value = count - open_now
+    ship(totals, "0", killed)
+    ship(totals, "1", drained)
+    assert (ended("acme"), ended("globex")) == ((18, 16), (8, 6))
+    totals.retire("0")
+    assert (ended("acme"), ended("globex")) == ((18, 18), (8, 8))
+    totals.retire("1")
+    totals.retire("0")
+    assert (ended("acme"), ended("globex")) == ((18, 18), (8, 8))
 
 
 def test_devices_of_two_processes_of_a_worker_are_told_apart() -> None:

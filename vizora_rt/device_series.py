@@ -1,7 +1,8 @@
 """The series of devices: a row each under a hard cap, with expiry, and their lines of text.
 
 Kept by the supervisor. Workers send what changed; a device past the cap shares the counters of `device_id="other"` and
-has no gauges. A device belongs to the process that last said it is online, and only that one may say that it is not.
+has no gauges. Heartbeats are sums, so the order of rows is nothing to them. A device is online while one worker says
+that it has a connection of it. Each worker's last word counts, in whatever order those of two workers arrive.
 """
 
 import sys
@@ -13,16 +14,23 @@ from vizora_rt.metrics import OTHER, REGISTRY
 
 OFFLINE_SECONDS = 3600.0
 """A device that is offline this long loses its series."""
-ORPHAN_SECONDS = 60.0
-"""A device whose process died is offline after this: 20 s to reconnect, a shipment every 15 s, and as much again."""
 MAX_WAITING = 100_000
-"""Devices without a series that are remembered, to count them: ten times the default cap, about 15 MB."""
+"""Devices without a series that are remembered, to count them: ten times the default cap, about 20 MB."""
 
 NAN = float("nan")
 
+AWAY = -1
+"""The status of a device of which no process here has anything to say: it moved to another node."""
+NOBODY = 0
+"""The source of what no process says any more. Processes have numbers from 1."""
+
 Row = Sequence[Any]
-"""device_id, organization_id, status (1, 0; None: it moved to another node), CPU and memory in percent or None,
-heartbeats ok and failed since the last row"""
+"""device_id, organization_id, status (1, 0; None: another worker has it, this one has no say), CPU and memory in
+percent or None, heartbeats ok and failed since the last row of either kind"""
+BeatRow = Sequence[Any]
+"""device_id, heartbeats ok and failed since the last row of either kind"""
+Word = tuple[int, str, float, float]
+"""What one process says of a device: status 1 or 0, organisation, CPU and memory (NaN: not known)"""
 
 
 def escape(value: str) -> str:
@@ -45,6 +53,7 @@ class DeviceSeries:
         "_other",
         "_overflowed",
         "_seen",
+        "_shared",
         "_source",
         "_status",
         "_waiting",
@@ -60,68 +69,77 @@ class DeviceSeries:
         self._memory = array("d")
         self._ok = array("q")
         self._failed = array("q")
-        # When the owner last spoke of the device; of an offline one, since when it is.
+        # When a process last said that the device is online; when it ceased to be.
         self._seen = array("d")
-        # Which process has the device; -1 when that one is gone.
+        # The process whose word the row shows, or NOBODY.
         self._source = array("q")
-        self._waiting: dict[str, float] = {}
+        # Where several processes have a say for a moment: the word of each.
+        self._shared: dict[str, dict[int, Word]] = {}
+        self._waiting: dict[str, tuple[float, int]] = {}
         self._other = [0, 0]
         self._overflowed = False
 
     def __len__(self) -> int:
-        """Devices that have a series or would have one without the cap."""
-        return len(self._ids) + len(self._waiting)
+        """Devices of this node that have a series or would have one without the cap."""
+        return len(self._ids) - self._status.count(AWAY) + len(self._waiting)
 
     def update(self, source: int, rows: Iterable[Row], now: float) -> int:
-        """Take rows; returns how many found no room under the cap."""
+        """Take the full rows of a process. Returns how many devices found no room under the cap for the first time."""
         refused = 0
         for device, organization, status, cpu, memory, ok, failed in rows:
             at = self._index.get(device, -1)
             if at < 0:
                 if not (status or ok or failed):
-                    # Nothing to begin a series with; one that moved away stops waiting for one.
-                    if status is None:
-                        self._waiting.pop(device, None)
+                    # Nothing to begin a series with; a device that moved away stops waiting for one.
+                    if status is None and self._waiting.get(device, (0.0, NOBODY))[1] == source:
+                        del self._waiting[device]
                     continue
-                at = self._add(device, organization, source, now)
-                if at < 0:
-                    refused += 1
-                    self._other[0] += ok
-                    self._other[1] += failed
+                if not self._has_room(device):
+                    refused += status is not None and self._wait(device, source, now)
+                    self._share(ok, failed)
                     continue
+                at = self._add(device, organization, now)
             self._ok[at] += ok
             self._failed[at] += failed
-            if status:
-                self._source[at] = source
-                self._seen[at] = now
-                self._status[at] = 1
-                self._organizations[at] = sys.intern(organization)
-                self._cpu[at] = NAN if cpu is None else cpu
-                self._memory[at] = NAN if memory is None else memory
-            elif self._source[at] in (source, -1):
-                # Only the owner may say so: the device may have come back to another worker before.
-                if status is None:
-                    self._remove(at)
-                else:
-                    self._offline(at, now)
+            word = None
+            if status is not None:
+                word = status, organization, NAN if cpu is None else cpu, NAN if memory is None else memory
+            self._hear(at, source, word, now)
         return refused
 
-    def orphan(self, source: int) -> None:
-        """The process is gone: its devices keep their state until another process or `expire` changes it."""
+    def beats(self, source: int, rows: Iterable[BeatRow], now: float) -> None:
+        """Take the rows of beats of a process. Its full row of the same device came before."""
+        index = self._index
+        for device, ok, failed in rows:
+            at = index.get(device, -1)
+            if at < 0:
+                if device in self._waiting or not self._has_room(device):
+                    if device in self._waiting:
+                        self._waiting[device] = now, source
+                    self._share(ok, failed)
+                    continue
+                at = self._add(device, "", now)
+            self._ok[at] += ok
+            self._failed[at] += failed
+
+    def gone(self, source: int, now: float) -> None:
+        """The process is gone, and all connections with it. What it counted stays."""
         for at, owner in enumerate(self._source):
-            if owner == source:
-                self._source[at] = -1
+            if owner == source or (self._shared and source in self._shared.get(self._ids[at], ())):
+                # As if it had said first that the device left, then that it has no say: the row keeps the former.
+                self._hear(at, source, (0, self._organizations[at], NAN, NAN), now)
+                if self._ids[at] in self._shared:
+                    self._hear(at, source, None, now)
+                elif self._source[at] == source:
+                    self._source[at] = NOBODY
 
     def expire(self, now: float) -> None:
-        """Forget what is offline for an hour, and who waits and has not been heard of for as long."""
+        """Forget what is offline or away for an hour, and what waits and has not been heard of for as long."""
         for at in range(len(self._ids) - 1, -1, -1):
-            if self._status[at]:
-                if self._source[at] == -1 and self._seen[at] < now - ORPHAN_SECONDS:
-                    self._offline(at, now)
-            elif self._seen[at] <= now - OFFLINE_SECONDS:
+            if self._status[at] != 1 and self._seen[at] <= now - OFFLINE_SECONDS:
                 self._remove(at)
-        if any(seen <= now - OFFLINE_SECONDS for seen in self._waiting.values()):
-            self._waiting = {d: seen for d, seen in self._waiting.items() if seen > now - OFFLINE_SECONDS}
+        if any(seen <= now - OFFLINE_SECONDS for seen, _ in self._waiting.values()):
+            self._waiting = {d: word for d, word in self._waiting.items() if word[0] > now - OFFLINE_SECONDS}
 
     def lines(self) -> dict[str, list[str]]:
         """The samples of each family.
@@ -133,7 +151,7 @@ class DeviceSeries:
         rows = zip(ids, map(escape, self._organizations), strict=True)
         labels = [f'device_id="{device}",organization_id="{organization}"' for device, organization in rows]
         gauges: tuple[tuple[str, Iterable[float]], ...] = (
-            ("device_status", self._status),
+            ("device_status", [NAN if status == AWAY else status for status in self._status]),
             ("device_cpu_usage", self._cpu),
             ("device_memory_usage", self._memory),
         )
@@ -148,31 +166,71 @@ class DeviceSeries:
         ]
         return found
 
-    def _add(self, device: str, organization: str, source: int, now: float) -> int:
-        """A new row, online or not is not known yet; -1 when there is no room."""
+    def _has_room(self, device: str) -> bool:
         # A device may be called "other": it shares the series of that name.
-        if len(self._ids) >= self._cap or device == OTHER:
-            self._overflowed = True
-            if device in self._waiting or len(self._waiting) < MAX_WAITING:
-                self._waiting[device] = now
-            return -1
+        return len(self._ids) < self._cap and device != OTHER
+
+    def _wait(self, device: str, source: int, now: float) -> bool:
+        """The device is past the cap. True the first time that this is known of it."""
+        first = device not in self._waiting
+        if first and len(self._waiting) >= MAX_WAITING:
+            return False
+        self._waiting[device] = now, source
+        return first
+
+    def _share(self, ok: int, failed: int) -> None:
+        self._overflowed = True
+        self._other[0] += ok
+        self._other[1] += failed
+
+    def _add(self, device: str, organization: str, now: float) -> int:
+        """A new row of which no process has said anything."""
         self._waiting.pop(device, None)
         self._index[device] = len(self._ids)
         self._ids.append(device)
         self._organizations.append(sys.intern(organization))
-        for column, value in self._columns((0, NAN, NAN, 0, 0, now, source)):
+        for column, value in self._columns((AWAY, NAN, NAN, 0, 0, now, NOBODY)):
             column.append(value)
         return len(self._ids) - 1
 
-    def _offline(self, at: int, now: float) -> None:
-        if self._status[at]:
-            self._status[at] = 0
+    def _hear(self, at: int, source: int, word: Word | None, now: float) -> None:
+        """`source` says this of the device; None: it has no say any more."""
+        shown = self._source[at]
+        if self._shared and (words := self._shared.pop(self._ids[at], None)) is not None:
+            words.pop(source, None)
+        elif shown == source or (shown == NOBODY and word is not None):
+            self._show(at, source, word, now)
+            return
+        elif word is None:
+            return  # it had none
+        else:
+            words = {shown: self._shown(at)}
+        if word is not None:
+            if word[0]:
+                # That it left another process before is over. Two that have it: one does not know yet that it left.
+                words = {other: said for other, said in words.items() if said[0]}
+            words[source] = word
+        latest = max(reversed(words), key=lambda each: words[each][0])
+        if len(words) > 1 and words[latest][0]:
+            self._shared[self._ids[at]] = words
+        self._show(at, latest, words[latest], now)
+
+    def _show(self, at: int, source: int, word: Word | None, now: float) -> None:
+        status, organization, cpu, memory = word or (AWAY, self._organizations[at], NAN, NAN)
+        if status == 1 or self._status[at] == 1:
             self._seen[at] = now
-            # What the screen said of itself is no longer true.
-            self._cpu[at] = self._memory[at] = NAN
+        self._source[at] = NOBODY if word is None else source
+        self._status[at] = status
+        self._organizations[at] = sys.intern(organization)
+        # What an offline screen said of itself is no longer true.
+        self._cpu[at], self._memory[at] = (cpu, memory) if status == 1 else (NAN, NAN)
+
+    def _shown(self, at: int) -> Word:
+        return self._status[at], self._organizations[at], self._cpu[at], self._memory[at]
 
     def _remove(self, at: int) -> None:
         """The last row takes the place, so that the columns stay dense."""
+        self._shared.pop(self._ids[at], None)
         del self._index[self._ids[at]]
         last = self._ids.pop()
         organization = self._organizations.pop()

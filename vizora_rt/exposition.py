@@ -1,8 +1,8 @@
 """The supervisor's totals of all workers, and their text: Prometheus 0.0.4 and OpenMetrics 1.0.
 
-Workers send absolute values; the sum is taken when somebody asks. What a dead worker counted is kept in a base, so that
-counters never go back; its gauges go with it. Lines are put together by hand: prometheus_client takes 0.7 s for 20,000
-series, and it is a child object for each.
+Workers send absolute values; the sum is taken for a scrape. What a dead worker counted is kept in a base, so that
+counters never go back. A gauge that is a sum falls by the dead worker's part; its other gauges go with it. Lines are
+put together by hand: prometheus_client takes 0.7 s for 20,000 series, and it is a child object for each.
 """
 
 import operator
@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vizora_rt import config
-from vizora_rt.device_series import DeviceSeries, Row, escape
+from vizora_rt.device_series import BeatRow, DeviceSeries, Row, escape
 from vizora_rt.metrics import ALIASES, BOUNDS, FAMILIES, REGISTRY, SLOTS, WORKER, Cell, Family, Kind, Metrics
+
+CONNECTIONS = "ws_connections_total"
+"""The one family whose children are pairs: what a process counted as `connected` ends as `disconnected`."""
 
 
 def _labels(family: Family, values: Iterable[str], extra: str = "") -> str:
@@ -69,11 +72,12 @@ class Totals:
         self._heads: list[str] = []
         self._base: list[int | None] = []
         self._combine: list[Callable[[int, int], int]] = []
-        self._counts: list[bool] = []
+        # How much of a value stays when its process is gone: all of a counter, 0 of a sum; None: it has no value then.
+        self._stays: list[int | None] = []
         self._timers: list[tuple[str, ...]] = []
         self._timer_base: list[list[int]] = []
         # Of no family, so never rendered: what is left out is added up here.
-        self._scrap, self._scrap_timer = self._new_cell("", operator.add, counts=False), self._new_timer(())
+        self._scrap, self._scrap_timer = self._new_cell("", operator.add, None), self._new_timer(())
         self._devices = DeviceSeries(settings.max_device_series)
         self._processes: dict[str, list[tuple[str, float]]] = {}
         for family in FAMILIES:
@@ -116,24 +120,43 @@ class Totals:
         source.timers, source.timer_slots = timers, snapshot["timers"]
         return left_out
 
-    def retire(self, worker: str, process: int = 0) -> None:
-        """The process is gone: what it counted stays, its gauges go."""
+    def retire(self, worker: str, process: int = 0, now: float = 0.0) -> None:
+        """The process is gone at `now`, monotonic: what it counted stays, its gauges go, its connections ended."""
         source = self._sources.pop((worker, process), None)
         if source is None:
             return
         for series, value in zip(source.cells, source.values, strict=True):
-            if self._counts[series]:
-                self._base[series] = (self._base[series] or 0) + value
+            stays = self._stays[series]
+            if stays is not None:
+                self._base[series] = (self._base[series] or 0) + stays * value
         for series, slots in source.blocks():
             self._timer_base[series] = list(map(operator.add, self._timer_base[series], slots))
-        self._devices.orphan(source.number)
+        self._end_connections(source)
+        self._devices.gone(source.number, now)
+
+    def _end_connections(self, source: _Source) -> None:
+        """A process that was killed did not count the ends of its connections: `connected` less `disconnected` is what
+        it left open."""
+        counted: dict[int, int] = {}
+        for series, value in zip(source.cells, source.values, strict=True):
+            counted[series] = counted.get(series, 0) + value
+        for (name, values), connected in self._series.items():
+            if name == CONNECTIONS and values[1] == "connected" and connected in counted:
+                disconnected = self._series[name, (values[0], "disconnected")]
+                # Never negative: an organisation may have got a series of its own between the two.
+                left_open = max(0, counted[connected] - counted.get(disconnected, 0))
+                self._base[disconnected] = (self._base[disconnected] or 0) + left_open
 
     def devices(self, worker: str, rows: Iterable[Row], now: float, process: int = 0) -> None:
-        """Take a worker's rows; `now` is monotonic."""
+        """Take a worker's full rows; `now` is monotonic."""
         refused = self._devices.update(self._source(worker, process).number, rows, now)
         # A cap of 0 is a choice, not a limit that was met.
         if refused and self._settings.max_device_series:
             self.counter("limits_exceeded_total", "max_device_series").value += refused
+
+    def beats(self, worker: str, rows: Iterable[BeatRow], now: float, process: int = 0) -> None:
+        """Take a worker's rows of beats."""
+        self._devices.beats(self._source(worker, process).number, rows, now)
 
     def expire(self, now: float) -> None:
         """To be called now and then: devices that are offline for an hour lose their series."""
@@ -219,16 +242,18 @@ class Totals:
             series = self._new_timer(_histogram_heads(family, values))
         else:
             head = f"{family.full_name}{_labels(family, values)} "
-            series = self._new_cell(head, _COMBINE[family.combine], family.kind == "counter")
+            summed = family.combine == "sum" and WORKER not in family.labels
+            stays = 1 if family.kind == "counter" else 0 if summed else None
+            series = self._new_cell(head, _COMBINE[family.combine], stays)
         self._of_family[family.name].append(series)
         self._series[family.name, values] = series
         return series
 
-    def _new_cell(self, head: str, combine: Callable[[int, int], int], counts: bool) -> int:
+    def _new_cell(self, head: str, combine: Callable[[int, int], int], stays: int | None) -> int:
         self._heads.append(head)
         self._base.append(None)
         self._combine.append(combine)
-        self._counts.append(counts)
+        self._stays.append(stays)
         return len(self._heads) - 1
 
     def _new_timer(self, heads: tuple[str, ...]) -> int:

@@ -192,7 +192,8 @@ def _histogram(name: str, text: str, *labels: Label, origin: Origin = "worker") 
 
 # fmt: off
 FAMILIES = (
-    _counter("ws_connections_total", "Device and dashboard connections by what became of them.",
+    _counter("ws_connections_total",
+             "Device and dashboard connections by what became of them. Those of a killed worker are disconnected.",
              ORGANIZATION, Label("status", ("connected", "disconnected", "rejected"))),
     _gauge("ws_connections_active", "Open connections.", ORGANIZATION, Label("kind", ("device", "dashboard"))),
     _gauge("ws_connections_limit", "Connections that all workers together would take."),
@@ -221,12 +222,16 @@ FAMILIES = (
     _counter("content_impressions_duplicate_total", "Plays that were recorded already.", ORGANIZATION),
     _gauge("content_impressions_missing", "Plays that devices numbered and did not deliver yet.", ORGANIZATION),
     _counter("content_errors_total", "Content errors that devices reported.", CONTENT_ERROR),
-    _gauge("device_status", "1 when the device is online, else 0.", DEVICE, EVERY_ORGANIZATION, origin="device"),
+    _gauge("device_status",
+           "1 while the device has a connection to this node, else 0 for an hour; none while another node has it.",
+           DEVICE, EVERY_ORGANIZATION, origin="device"),
     _gauge("device_cpu_usage", "CPU usage of an online device in percent, from its last heartbeat.",
            DEVICE, EVERY_ORGANIZATION, origin="device"),
     _gauge("device_memory_usage", "Memory usage of an online device in percent, from its last heartbeat.",
            DEVICE, EVERY_ORGANIZATION, origin="device"),
-    _gauge("devices_online", "Online devices of each organisation; never capped.", EVERY_ORGANIZATION),
+    _gauge("devices_online",
+           "Devices of each organisation with a connection to this node: those of device_status 1, but never capped.",
+           EVERY_ORGANIZATION),
     _gauge("devices_known", "Devices that have a series or would have one without the cap.", origin="supervisor"),
 
     _counter("commands_total", "Commands and playlists in the ledger, by the state that they reached.",

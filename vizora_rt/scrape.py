@@ -73,7 +73,7 @@ class Scrapes:
 
     def gone(self, process: Process) -> None:
         """What it counted stays."""
-        self._apply(partial(self.totals.retire, str(process.index), process.pid))
+        self._apply(partial(self.totals.retire, str(process.index), process.pid, self._loop.time()))
         self._silent.discard(process)
         self._misfits.discard(process)
         self._done(process)
@@ -107,6 +107,8 @@ class Scrapes:
                 self._misfit(process, "figures of a worker left out", left_out[0])
             if "rows" in message:
                 self.totals.devices(worker, message["rows"], now, process.pid)
+            if "beats" in message:
+                self.totals.beats(worker, message["beats"], now, process.pid)
         except ValueError as error:
             self._misfit(process, "figures of a worker refused", str(error))
 

@@ -73,17 +73,17 @@ def test_is_written_once_however_many() -> None:
         room.beat()
     assert room.state.dirty == [room.device]
     assert room.rung == 1
-    assert list(room.state.unreported) == [room.device]
+    assert room.state.counted == [room.device]
 
 
 def test_is_written_again_after_it_was() -> None:
     room = Room()
     room.beat()
-    room.state.dirty, room.state.unreported = [], {}
-    room.device.dirty = room.device.reported = False
+    room.state.dirty, room.state.counted = [], []
+    room.device.dirty = room.device.counted = False
     room.beat()
     assert room.state.dirty == [room.device]
-    assert list(room.state.unreported) == [room.device]
+    assert room.state.counted == [room.device]
 
 
 @pytest.mark.parametrize(

@@ -349,7 +349,7 @@ class Worker(RuleBasedStateMachine):
 
     @rule()
     def collect(self) -> None:
-        unreported, self.state.unreported = self.state.unreported, {}
+        unreported, self.state.unreported = self.state.unreported, []
         for device in unreported:
             assert device.reported
             device.reported = False
@@ -393,6 +393,7 @@ class Worker(RuleBasedStateMachine):
     @invariant()
     def unreported_holds_whose_series_are_behind(self) -> None:
         assert all(device.reported for device in self.state.unreported)
+        assert len(set(self.state.unreported)) == len(self.state.unreported)
 
 
 TestWorker = Worker.TestCase

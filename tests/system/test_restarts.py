@@ -137,8 +137,8 @@ async def test_a_roll_takes_new_code_and_rolls_back(tmp_path: Path) -> None:
         code = release(tmp_path / name, name)
     channel = code / "net/channel.py"
     text = channel.read_text()
-    assert text.count("\nVERSION = 1\n") == 1
-    channel.write_text(text.replace("\nVERSION = 1\n", "\nVERSION = 2\n"))
+    assert text.count("\nVERSION = 2\n") == 1
+    channel.write_text(text.replace("\nVERSION = 2\n", "\nVERSION = 3\n"))
 
     def lead_to(name: str) -> None:
         (tmp_path / "next").symlink_to(name)

@@ -99,8 +99,8 @@ class Handlers:
             self._state.change(device, "online", "heartbeat", now)
         if not device.dirty:
             self._state.touch(device)
-        if not device.reported:
-            self._state.report(device)
+        if not device.counted:
+            self._state.count(device)
         version, stored = payload.content_version, device.playlist_version
         differs = version is not None and stored is not None and version != stored
         if differs and not 0 <= now - device.reconciled < RECONCILE_EVERY_MS and not self._suspended(device):

@@ -51,11 +51,13 @@ class Device:
     `left` is why its last connection ended: the reason once it is offline. Until then what it was may still be told.
     `missing` counts the plays that it numbered and that had not come when it last sent one, or connected.
     `playlist_version` is that of the stored playlist, as far as this worker knows.
+    `measured` says that the supervisor has its CPU and memory as of its last heartbeat that was counted.
     """
 
     __slots__ = (
         "arrival",
         "connected",
+        "counted",
         "dirty",
         "epoch",
         "heartbeat",
@@ -65,6 +67,7 @@ class Device:
         "last_heartbeat",
         "left",
         "listed",
+        "measured",
         "missing",
         "organization_id",
         "owned",
@@ -99,6 +102,8 @@ class Device:
         self.heartbeats_ok = 0
         self.heartbeats_failed = 0
         self.reported = False
+        self.counted = False
+        self.measured = False
         self.missing = 0
         self.playlist_version: str | None = None
         self.reconciled = 0
@@ -109,9 +114,20 @@ class State:
     """All that this worker holds. One entry per device: connected, or gone so lately that it may come back.
 
     `changed` are devices whose new status nobody has been told of yet; `suspended` are organisations, with the reason.
+    `unreported` are devices whose series are behind, `counted` those with heartbeats that no series has yet.
     """
 
-    __slots__ = ("_on_dirty", "changed", "dashboards", "devices", "dirty", "screens", "suspended", "unreported")
+    __slots__ = (
+        "_on_dirty",
+        "changed",
+        "counted",
+        "dashboards",
+        "devices",
+        "dirty",
+        "screens",
+        "suspended",
+        "unreported",
+    )
 
     def __init__(self, on_dirty: Callable[[], None]) -> None:
         self._on_dirty = on_dirty
@@ -121,7 +137,8 @@ class State:
         self.dirty: list[Device] = []
         self.changed: dict[Device, None] = {}
         self.suspended: dict[str, str] = {}
-        self.unreported: dict[Device, None] = {}
+        self.unreported: list[Device] = []
+        self.counted: list[Device] = []
 
     def connect(self, identity: Identity, peer: Peer, epoch: int, since: int, connected: int) -> Device:
         """`peer` is now the connection of its device. An older one here is closed; its end changes nothing any more."""
@@ -159,6 +176,7 @@ class State:
             return False
         device.peer = None
         device.left = reason
+        self.report(device)
         return True
 
     def offline(self, device: Device, now: int) -> None:
@@ -202,7 +220,12 @@ class State:
         """The device's series are behind."""
         if not device.reported:
             device.reported = True
-            self.unreported[device] = None
+            self.unreported.append(device)
+
+    def count(self, device: Device) -> None:
+        """The device has heartbeats that its series lacks."""
+        device.counted = True
+        self.counted.append(device)
 
     def enter(self, peer: Peer) -> None:
         """Count a connection with its organisation's."""

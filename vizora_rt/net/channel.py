@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from vizora_rt.wire import messages
 
-VERSION = 1
+VERSION = 2
 """Of the messages. A worker of another version (new code on the disk below a running supervisor) is not let in."""
 
 MAX_FRAME = 256 * 1024 * 1024

@@ -5,7 +5,7 @@ It joins the parts: who may come in (`admission`), what a message does (`dispatc
 
 import asyncio
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain
 from typing import Final
 
 from vizora_rt import errors, report
@@ -13,9 +13,10 @@ from vizora_rt.app.auth import Identity
 from vizora_rt.app.content_errors import ContentErrors
 from vizora_rt.app.dashboards import Rooms
 from vizora_rt.app.departures import FIRST_MS, departures
+from vizora_rt.app.device_rows import DeviceRows, Row
 from vizora_rt.app.handlers import Handlers
 from vizora_rt.app.plays import Plays
-from vizora_rt.app.state import Device, State
+from vizora_rt.app.state import State
 from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
@@ -81,6 +82,7 @@ class Gateway:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self.state = State(self._on_dirty)
+        self.rows = DeviceRows(self.state)
         self.bus = Bus(config.redis, node, worker, store, self._on_doorbell)
         self._presence = Presence(config, node, worker, self.state, store, wheel, self.bus.ring)
         self.notices = Notices(metrics)
@@ -305,31 +307,9 @@ class Gateway:
         bell = {"notice": event, "organizationId": organization, "data": messages.loads(body)}
         self.bus.ring_organization(organization, bell)
 
-    def device_rows(self, limit: int) -> Iterator[list[list[object]]]:
-        """Devices whose series are behind, `limit` at a time: id, organisation, status, CPU, memory, heartbeats ok and
-        failed since the last time."""
-        unreported, self.state.unreported = self.state.unreported, {}
-        devices = iter(unreported)
-        while chunk := list(islice(devices, limit)):
-            yield [self._row(device) for device in chunk]
-
-    def _row(self, device: Device) -> list[object]:
-        device.reported = False
-        beat = device.heartbeat.metrics if device.heartbeat is not None else None
-        cpu, memory = (beat.cpu_usage, beat.memory_usage) if beat is not None else (None, None)
-        # None: another worker has it, here it is neither online nor offline.
-        online = None if device.reason == errors.SUPERSEDED.name else int(device.peer is not None)
-        row: list[object] = [
-            device.id,
-            device.organization_id,
-            online,
-            cpu,
-            memory,
-            device.heartbeats_ok,
-            device.heartbeats_failed,
-        ]
-        device.heartbeats_ok = device.heartbeats_failed = 0
-        return row
+    def device_rows(self, limit: int) -> Iterator[list[Row]]:
+        """Full rows of all devices whose series are behind, at most `limit` at a time."""
+        return chain(self.rows.changed(limit), self.rows.measured(limit))
 
     def _recount(self) -> None:
         metrics = self._metrics

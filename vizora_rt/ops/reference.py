@@ -15,6 +15,11 @@ Made by `vizora-rt ops metrics --write` from the registry in `vizora_rt/metrics.
 `organization_id` of counters by `metrics.max_organization_series` and `device_id` by `metrics.max_device_series`, past
 which they are `other`; `worker`, `process` and `group` by what runs.
 
+A scrape asks every worker for its newest figures. A counter does not fall while the service runs: not when a device
+moves between workers, and not when a worker is replaced, dies or hangs. A worker that is killed loses what it counted
+since its last report, at most a second of it. A device's counter ends an hour after its last connection to the node; a
+restart of the service begins all counters anew. A gauge counts what is connected now: of a worker that died, nothing.
+
 Histograms have `_bucket`, `_sum` and `_count`. All have the same bounds, in seconds:
 {bounds}.
 """
