@@ -72,6 +72,7 @@ WHOLE_SYSTEM = {
     # Tests of no single module, and what they are of.
     "tests/test_house.py": "the rules of the house themselves",
     "tests/bench/": "the load generator, which stands outside the package",
+    "tests/test_examples.py": "the programs in examples/, against the running service",
     "tests/conformance/": "RFC 6455, Socket.IO and hostile peers against the running service",
     "tests/ops/test_contract.py": "whatever asks for a figure, against the registry",
     "tests/ops/test_queries.py": "whatever asks for a figure, of a real Prometheus",
