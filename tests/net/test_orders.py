@@ -90,7 +90,7 @@ class TestWaiting:
         node = await Backed(redis_url).start(store=False)
         try:
             tally = await order(node, ["a"])
-            assert tally.lost
+            assert tally.unavailable
             assert list(tally.failures) == ["a"]
         finally:
             await node.stop()

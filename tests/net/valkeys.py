@@ -196,7 +196,8 @@ class Valkeys:
         cluster = ["--cluster-enabled", "yes", "--cluster-config-file", f"{name}.conf"]
         cluster += ["--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-port", str(bus := free_port())]
         cluster += ["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"]
-        server = self.server(name, "--save", "", *cluster, *options)
+        # An append-only file of its own, for those whose options ask for one: they share a folder.
+        server = self.server(name, "--save", "", "--appenddirname", f"{name}-aof", *cluster, *options)
         server.bus = bus
         return server
 

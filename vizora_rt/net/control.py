@@ -86,13 +86,16 @@ class Asker:
 
     async def ask(self, *commands: bytes) -> list[Any]:
         """The replies to commands that are sent together. Raises RefusedError when one of them is an error."""
-        replies = await self.ask_each(*commands)
-        for reply in replies:
-            _check(reply)
+        return [_check(reply) for reply in await self._ask(commands)]
+
+    async def ask_in_part(self, *commands: bytes) -> list[Any]:
+        """The same, but errors are in the list, as `ReplyError`, unless all are: in a cluster one shard may be away."""
+        replies = await self._ask(commands)
+        if replies and all(isinstance(reply, ReplyError) for reply in replies):
+            raise RefusedError(errors.STORE_UNAVAILABLE)
         return replies
 
-    async def ask_each(self, *commands: bytes) -> list[Any]:
-        """The same, but errors are in the list, as `ReplyError`: in a cluster one shard may be away."""
+    async def _ask(self, commands: tuple[bytes, ...]) -> list[Any]:
         submit = self._store.submit
         return [await each for each in [self._begin(partial(submit, "other", command)) for command in commands]]
 

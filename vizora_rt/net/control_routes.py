@@ -19,12 +19,15 @@ from vizora_rt.net.gateway import Gateway
 from vizora_rt.net.ledger import command_key, place_of
 from vizora_rt.net.orders import Tally
 from vizora_rt.net.plays import plays_of
+from vizora_rt.net.statuses import ORGANIZATIONS
 from vizora_rt.net.store import Store
 from vizora_rt.wire import bodies, messages, resp
 from vizora_rt.wire.messages import iso
 
 MOST_DEVICES: Final = 10_000
 SHOWN_FAILURES: Final = 100
+ID_TRIES: Final = 64
+"""Ids that are thought up until one's shard answers: with a tenth of a cluster up, one in 800 calls finds none."""
 
 
 class Routes:
@@ -34,6 +37,7 @@ class Routes:
         self._gateway = gateway
         self._store = store
         self._ask = control.asker.ask
+        self._ask_in_part = control.asker.ask_in_part
         self._publish_to = control.asker.publish
         add = control.add
         add("POST", "/push/playlist", self.push_playlist, bodies.PushPlaylist)
@@ -85,7 +89,9 @@ class Routes:
         entry, tally = await self._issue(call, targets, body.command, "command.payload")
         call.audit |= {"organization_id": body.organization_id, "devices": len(targets)}
         failed = len(tally.failures)
-        answer = {
+        if len(tally.unavailable) == len(targets):
+            raise RefusedError(errors.STORE_UNAVAILABLE)
+        answer: dict[str, Any] = {
             "success": not failed,
             "devicesOnline": tally.online,
             "delivered": tally.delivered,
@@ -96,6 +102,8 @@ class Routes:
         }
         if failed:
             answer["failures"] = dict(list(tally.failures.items())[:SHOWN_FAILURES])
+        if tally.unavailable:
+            answer["unavailable"] = tally.unavailable
         return Response(202 if tally.queued else 200, messages.dumps(answer), waited=tally.waited)
 
     async def _one(self, call: Call, device_id: str, command: bodies.Command, where: str) -> Response:
@@ -109,7 +117,7 @@ class Routes:
         """Put a command before devices. One with an id of the caller's, or of a repeated call, is put once."""
         now = now_ms()
         command_id = command.command_id or call.derived_id
-        known, command_id = bool(command_id), command_id or uuid.uuid4().hex
+        known, command_id = bool(command_id), command_id or self._new_id()
         payload, expires = command.payload, now + (command.ttl or DEFAULT_TTL) * 1000
         if command.type == "screenshot":
             payload = await self._expect_screenshot(targets[0], payload or {}, command_id, expires - now)
@@ -131,6 +139,11 @@ class Routes:
         call.audit = {"command": command.type, "command_id": command_id}
         return entry, await self._gateway.orders.command(targets, entry, known, before, fingerprint)
 
+    def _new_id(self) -> str:
+        """The id of a command that its caller gave none. Of a cluster, one whose record is on a shard that answers."""
+        ids = (uuid.uuid4().hex for _ in range(ID_TRIES))
+        return next((each for each in ids if self._store.takes(command_key(each).encode())), uuid.uuid4().hex)
+
     async def _record(self, command_id: str, fingerprint: str) -> dict[str, str]:
         """What is known of a command with this id."""
         (reply,) = await self._ask(resp.pack("HGETALL", command_key(command_id)))
@@ -143,7 +156,7 @@ class Routes:
         _, rows = await self._ask(*devices.page(organization_id, 0, MOST_DEVICES + 1))
         members = [
             member.decode()
-            for member, status in zip(rows[::2], await self._ask(*devices.statuses(rows)), strict=True)
+            for member, status in zip(rows[::2], await self._ask_in_part(*devices.statuses(rows)), strict=True)
             if devices.belongs(status, organization_id)
         ]
         if not members:
@@ -289,15 +302,33 @@ class Routes:
         return Response(200, messages.dumps(described))
 
     async def erase(self, call: Call) -> Response:
-        call.audit = {"device_id": call.argument}
-        described = devices.shown(call.argument, await self._ask(*devices.show(call.argument)))
-        delivered = await self._ring(call.argument, {"erased": call.argument})
-        organization = (described or {}).get("organizationId", "")
-        erased = await self._ask(*devices.erase(call.argument, organization, self._gateway.plays.partitions))
-        if not any(erased):
+        """What lies on other shards goes first, the device's record last: see `devices.erase_record`."""
+        device_id = call.argument
+        call.audit = {"device_id": device_id}
+        described = devices.shown(device_id, await self._ask(*devices.show(device_id)))
+        delivered = await self._ring(device_id, {"erased": device_id})
+        erased = await self._unlist(device_id, (described or {}).get("organizationId"))
+        erased += sum(await self._ask(*devices.erase_plays(device_id, self._gateway.plays.partitions)))
+        erased += sum(await self._ask(devices.erase_record(device_id)))
+        if not erased:
             raise RefusedError(errors.NOT_FOUND)
         answer = {"success": True, "delivered": delivered, "queued": False, "message": "erased"}
         return Response(200, messages.dumps(answer))
+
+    async def _unlist(self, device_id: str, organization_id: str | None) -> int:
+        """Take a device off its organisation's list, or off every list when nobody knows whose it is: a device that was
+        away for a day has no record any more, and is still listed."""
+        if organization_id:
+            return int(sum(await self._ask(*devices.unlist(device_id, [organization_id]))))
+        found: int = 0
+        cursor = b"0"
+        while True:
+            ((cursor, names),) = await self._ask(
+                resp.pack("SSCAN", ORGANIZATIONS, cursor, "COUNT", devices.MOST_A_PAGE)
+            )
+            found += sum(await self._ask(*devices.unlist(device_id, names)))
+            if cursor == b"0":
+                return found
 
     async def devices(self, call: Call) -> Response:
         offset = number(call, "offset", 0, 0, 1_000_000_000)
@@ -305,7 +336,7 @@ class Routes:
         total, rows = await self._ask(*devices.page(call.argument, offset, limit))
         if not total:
             raise RefusedError(errors.NOT_FOUND)
-        replies = await self._ask(*devices.statuses(rows))
+        replies = await self._ask_in_part(*devices.statuses(rows))
         return Response(200, messages.dumps(devices.paged(call.argument, total, rows, replies, offset)))
 
     async def plays(self, call: Call) -> Response:
@@ -325,7 +356,7 @@ class Routes:
 
 def outcome(tally: Tally, device_id: str, **more: object) -> Response:
     """The answer to a call for one device."""
-    if tally.lost:
+    if tally.unavailable:
         raise RefusedError(errors.STORE_UNAVAILABLE)
     if tally.full:
         raise RefusedError(errors.LEDGER_FULL)

@@ -4,6 +4,7 @@ For the control API, which asks through the worker's store, and for `vizora-rt d
 works while the service is down.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from vizora_rt.app import plays
@@ -12,6 +13,7 @@ from vizora_rt.errors import UnavailableError
 from vizora_rt.net import link
 from vizora_rt.net.direct import Direct
 from vizora_rt.net.ledger import place_of
+from vizora_rt.net.statuses import ORGANIZATIONS
 from vizora_rt.net.topology import Where
 from vizora_rt.wire import messages, resp
 from vizora_rt.wire.resp import ReplyError
@@ -68,17 +70,21 @@ def statuses(rows: Replies) -> list[bytes]:
 
 
 def paged(organization_id: str, total: int, rows: Replies, replies: Replies, offset: int) -> dict[str, Any]:
-    """A page of devices; `next` is the offset of the one after it. It is shorter by those that are another's by now."""
-    found = []
+    """A page of devices; `next` is the offset of the one after it. It is shorter by those that are another's by now.
+    `unavailable`, where there are any, are those on a shard that did not answer."""
+    found, unavailable = [], []
     for device_id, seen, status in zip(rows[::2], rows[1::2], replies, strict=True):
+        if isinstance(status, ReplyError):
+            unavailable.append(device_id.decode())
         if belongs(status, organization_id):
             described = _object(status) or {"status": "unknown"}
             found.append({"deviceId": device_id.decode(), "lastSeen": int(float(seen)), **described})
     end = offset + len(rows) // 2
-    return {"devices": found, "total": total, "next": end if end < total and rows else None}
+    more = {"unavailable": unavailable} if unavailable else {}
+    return {"devices": found, "total": total, "next": end if end < total and rows else None, **more}
 
 
-def belongs(status: bytes | None, organization_id: str) -> bool:
+def belongs(status: bytes | ReplyError | None, organization_id: str) -> bool:
     """Whether a device that an organisation lists is still its own: it may have come back with another's token."""
     return (_object(status) or {}).get("organizationId") in (None, organization_id)
 
@@ -89,15 +95,24 @@ def organization_of(status: bytes | None) -> str:
     return found if isinstance(found, str) else ""
 
 
-def erase(device_id: str, organization_id: str, partitions: int) -> list[bytes]:
-    """Delete all of a device. The first reply says how many keys there were."""
-    commands = [resp.pack("DEL", *(key(device_id, name) for name in ERASED))]
-    if organization_id:
-        commands.append(resp.pack("ZREM", f"vz:{{o:{organization_id}}}:devices", device_id))
-    if partitions:
-        name = device_id.encode()
-        commands.append(resp.pack("DEL", plays.seen_key(name, partitions), plays.legacy_key(name, partitions)))
-    return commands
+def unlist(device_id: str, organizations: Iterable[bytes | str]) -> list[bytes]:
+    """Take a device off the lists of these organisations. The replies say on how many it was."""
+    names = (name.decode() if isinstance(name, bytes) else name for name in organizations)
+    return [resp.pack("ZREM", f"vz:{{o:{name}}}:devices", device_id) for name in names]
+
+
+def erase_plays(device_id: str, partitions: int) -> list[bytes]:
+    """Delete what plays of a device are known by. The streams keep the plays themselves."""
+    name = device_id.encode()
+    return (
+        [resp.pack("DEL", plays.seen_key(name, partitions), plays.legacy_key(name, partitions))] if partitions else []
+    )
+
+
+def erase_record(device_id: str) -> bytes:
+    """Delete the keys of a device. The last step of erasing it: they say in which organisation's list it stands, and so
+    all of it can be repeated when a shard was away."""
+    return resp.pack("DEL", *(key(device_id, name) for name in ERASED))
 
 
 def revoked_key(device_id: str, jti: str | None) -> str:
@@ -118,7 +133,7 @@ class Shell:
 
     def members(self, organization_id: str, offset: int, limit: int) -> dict[str, Any]:
         total, rows = self._ask(page(organization_id, offset, limit))
-        return paged(organization_id, total, rows, self._ask(statuses(rows)) if rows else [], offset)
+        return paged(organization_id, total, rows, self._ask_in_part(statuses(rows)), offset)
 
     def show(self, device_id: str) -> dict[str, Any] | None:
         return shown(device_id, self._ask(show(device_id)))
@@ -141,8 +156,21 @@ class Shell:
         """Delete all that is known of the device. Whether there was anything."""
         self._ring(device_id, {"erased": device_id})
         (partitions,) = self._ask([resp.pack("HGET", "vz:schema", "partitions")])
-        organization_id = (self.show(device_id) or {}).get("organizationId", "")
-        return any(self._ask(erase(device_id, organization_id, int(partitions or 0))))
+        organization_id = (self.show(device_id) or {}).get("organizationId")
+        found = self._unlist(device_id, organization_id)
+        found += sum(self._ask(erase_plays(device_id, int(partitions or 0))))
+        return bool(found + self._ask([erase_record(device_id)])[0])
+
+    def _unlist(self, device_id: str, organization_id: str | None) -> int:
+        """Take the device off its organisation's list, or off every list when nobody knows whose it is."""
+        if organization_id:
+            return int(self._ask(unlist(device_id, [organization_id]))[0])
+        found, cursor = 0, b"0"
+        while True:
+            ((cursor, names),) = self._ask([resp.pack("SSCAN", ORGANIZATIONS, cursor, "COUNT", MOST_A_PAGE)])
+            found += sum(self._ask(unlist(device_id, names)))
+            if cursor == b"0":
+                return found
 
     def _ring(self, device_id: str, bell: dict[str, Any]) -> bool:
         (owner,) = self._ask([resp.pack("GET", key(device_id, "owner"))])
@@ -154,18 +182,25 @@ class Shell:
         return bool(heard)
 
     def _ask(self, commands: list[bytes]) -> Replies:
+        found = self._ask_in_part(commands)
+        error = next((reply for reply in found if isinstance(reply, ReplyError)), None)
+        if error is not None:
+            raise UnavailableError(f"Redis at {self._where} cannot be used: {error.code} {error.message}")
+        return found
+
+    def _ask_in_part(self, commands: list[bytes]) -> Replies:
+        """The same, but errors are in the list, also those of a shard that is away. Not all are."""
+        if not commands:
+            return []
         line: Direct | None = None
         try:
             line = Direct(self._where, "vizora-device", SHELL_SECONDS)
-            found = line.ask(commands)
+            return line.ask(commands, in_part=True)
         except OSError as error:
             raise UnavailableError(f"Redis at {self._where} cannot be asked: {link.explain(error)}") from None
         finally:
             if line is not None:
                 line.close()
-        if isinstance(found[0], ReplyError):
-            raise UnavailableError(f"Redis at {self._where} cannot be used: {found[0].code} {found[0].message}")
-        return found
 
 
 def connected(status: bytes | None) -> bool:
@@ -173,9 +208,9 @@ def connected(status: bytes | None) -> bool:
     return ((_object(status) or {}).get("status")) in ("online", "stale", "suspended")
 
 
-def _object(value: bytes | None) -> dict[str, Any] | None:
+def _object(value: bytes | ReplyError | None) -> dict[str, Any] | None:
     try:
-        found = messages.loads(value) if value is not None else None
+        found = messages.loads(value) if isinstance(value, bytes) else None
     except messages.JSONError:
         return None
     return found if isinstance(found, dict) else None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from vizora_rt.net.link import Address, Line
+from vizora_rt.net.link import Address, Line, explain
 from vizora_rt.net.topology import Ranges, Where, find_master, find_shards, redirected
 from vizora_rt.wire.resp import ReplyError, key_of, pack, slot
 
@@ -36,8 +36,9 @@ class Direct:
             self._address = find_master(where, FIND_SECONDS) if where.kind == "sentinel" else where.access
             self._line(self._address)
 
-    def ask(self, commands: Sequence[bytes]) -> list[object]:
-        """Send `commands` and wait for the reply to each."""
+    def ask(self, commands: Sequence[bytes], in_part: bool = False) -> list[object]:
+        """Send `commands` and wait for the reply to each. `in_part`: in a cluster the reply of a shard that is away is
+        a ReplyError, as long as another shard answers."""
         if not self._ranges:
             return self._line(self._address).ask(commands)
         replies: list[object] = [None] * len(commands)
@@ -48,12 +49,21 @@ class Direct:
             for index in wanted:
                 groups.setdefault(self._place(commands[index]), []).append(index)
             wanted = []
+            away: OSError | None = None
             for address, indexes in groups.items():
-                found = self._line(address).ask([commands[index] for index in indexes])
+                try:
+                    found = self._line(address).ask([commands[index] for index in indexes])
+                except OSError as error:
+                    if not in_part:
+                        raise
+                    self._drop(address)
+                    away, found = error, [ReplyError(f"AWAY {address}: {explain(error)}")] * len(indexes)
                 for index, reply in zip(indexes, found, strict=True):
                     replies[index] = self._followed(commands[index], reply, address)
                     if _later(replies[index]):
                         wanted.append(index)
+            if away is not None and all(isinstance(reply, ReplyError) for reply in replies):
+                raise away
             if not wanted or time.monotonic() > end:
                 return replies
             time.sleep(AGAIN_SECONDS)
@@ -68,6 +78,11 @@ class Direct:
         if line is None:
             line = self._lines[address] = Line(address, self._name, self._timeout)
         return line
+
+    def _drop(self, address: Address) -> None:
+        line = self._lines.pop(address, None)
+        if line is not None:
+            line.close()
 
     def _place(self, command: bytes) -> Address:
         key = key_of(command)

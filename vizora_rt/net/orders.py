@@ -28,7 +28,8 @@ Put = Callable[[str, Callable[[Place | None], None]], bool]
 @dataclass(slots=True)
 class Tally:
     """What became of an entry, device by device. `sent` are those that do not say what they have received; `failures`
-    says why, `expired` counts those of them that had no ack in time; `lost`: the store went away meanwhile."""
+    says why, `expired` counts those of them that had no ack in time, `unavailable` names those whose ledger did not
+    answer."""
 
     waiting: set[str]
     finished: asyncio.Event = field(default_factory=asyncio.Event)
@@ -39,7 +40,7 @@ class Tally:
     expired: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     full: bool = False
-    lost: bool = False
+    unavailable: list[str] = field(default_factory=list)
     waited: int = 0
 
     def done(self, device_id: str, state: str, error: str) -> None:
@@ -162,7 +163,7 @@ class Orders:
             nonlocal open_replies
             open_replies -= 1
             if place is None:
-                tally.lost = True
+                tally.unavailable.append(device)
                 tally.done(device, "failed", "the store did not answer")
             else:
                 self._placed(device, place, entry, tally)

@@ -61,6 +61,8 @@ def list_devices(org: str, offset: int, limit: int, file: Path | None) -> None:
     for each in page["devices"]:
         click.echo(messages.dumps(each))
     click.echo(f"{len(page['devices'])} of {page['total']}", err=True)
+    if away := page.get("unavailable"):
+        click.echo(f"on a shard that does not answer: {', '.join(away)}", err=True)
 
 
 @device_group.command("show")
