@@ -174,9 +174,12 @@ def test_a_device_past_the_cap_is_counted_once() -> None:
     series.beats(2, [["d2", 3, 0]], 2.0)
     assert series.update(1, [online("d2", 1)], 3.0) == 0
     assert series.update(1, [online("d3", 1)], 4.0) == 1
-    # Word of a worker that lost it does not make it a newcomer.
+    # Word of a worker that lost it does not make it a newcomer, in whatever order.
     assert series.update(3, [moved("d2")], 5.0) == 0
-    assert series.update(1, [online("d2", 1)], 6.0) == 0
+    assert series.update(1, [moved("d2")], 5.0) == 0
+    assert len(series) == 2
+    assert series.update(2, [online("d2", 1)], 6.0) == 0
+    assert len(series) == 3
     assert beats(series).endswith('device_id="other",success="true"} 9\n')
 
 

@@ -416,7 +416,28 @@ def test_the_organization_cap_holds_over_workers() -> None:
     seen = {name: v for name, v in values(totals).items() if "content_impressions_total" in name}
     assert len(seen) == 4
     assert seen['vizora_realtime_content_impressions_total{organization_id="other"}'] == 9
-    assert values(totals)['vizora_realtime_limits_exceeded_total{limit="max_organization_series"}'] > 0
+    assert values(totals)['vizora_realtime_limits_exceeded_total{limit="max_organization_series"}'] == 9
+
+
+def test_an_organization_past_the_cap_is_counted_once() -> None:
+    """However often it comes, to however many workers, before and after they are replaced."""
+    settings = config.Metrics(max_organization_series=2)
+    limit = 'vizora_realtime_limits_exceeded_total{limit="max_organization_series"}'
+    totals = Totals(settings)
+    for process in range(3):
+        for worker in ("0", "1"):
+            metrics = Metrics(settings)
+            metrics.admit(totals.organizations)
+            for _ in range(4):
+                for organization in ("acme", "globex", "initech", "hooli"):
+                    metrics.organization("ws_connections_total", organization, "connected").value += 1
+                ship(totals, worker, metrics, process)
+            assert values(totals)[limit] == 2
+            totals.retire(worker, process)
+    seen = values(totals)
+    assert seen[limit] == 2
+    assert seen['vizora_realtime_ws_connections_total{organization_id="acme",status="connected"}'] == 24
+    assert seen['vizora_realtime_ws_connections_total{organization_id="other",status="connected"}'] == 48
 
 
 WORKERS = st.sampled_from(["0", "1", "2"])

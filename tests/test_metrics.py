@@ -262,6 +262,7 @@ def test_snapshot() -> None:
     assert first == {
         "first": True,
         "new": [("ws_bytes_total", "counter", ("in",)), ("gc_duration_seconds", "histogram", ("0",))],
+        "refused": [],
         "values": [280],
         "timers": [0, 0, 1, *[0] * 19, 3_000],
     }
@@ -311,8 +312,37 @@ def test_past_the_cap_organizations_share_a_series() -> None:
     assert metrics.organization("ws_connections_total", "other", "connected").value == 2
     # The set is one for all families, and no way leads around it.
     assert metrics.counter("content_impressions_total", "e") is metrics.counter("content_impressions_total", "other")
-    assert metrics.counter("limits_exceeded_total", "max_organization_series").value >= 3
+    # The supervisor counts them, for all workers together.
+    assert metrics.snapshot()["refused"] == ["c", "d", "e"]
+    metrics.organization("ws_connections_total", "c", "disconnected")
+    assert metrics.snapshot()["refused"] == []
+
+
+def test_past_the_cap_no_organization_makes_a_child() -> None:
+    metrics = made(max_organization_series=2)
+    for organization in ("a", "b", "c", "d"):
+        metrics.organization("ws_connections_total", organization, "connected")
     assert {values[0] for values in children(metrics, "ws_connections_total")} == {"a", "b", "other"}
+
+
+def test_what_the_supervisor_admits_has_series_of_its_own_from_then_on() -> None:
+    metrics = made(max_organization_series=1)
+    for organization in ("a", "b"):
+        metrics.organization("content_impressions_total", organization).value += 1
+    metrics.admit(["b", "c"])
+    for organization in ("a", "b", "c", "d"):
+        metrics.organization("content_impressions_total", organization).value += 1
+    assert children(metrics, "content_impressions_total") == {("a",), ("other",), ("b",), ("c",)}
+    assert metrics.organizations == ["a", "b", "c"]
+
+
+def test_organizations_that_are_remembered_as_refused_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vizora_rt.metrics.MAX_REFUSED", 3)
+    metrics = made(max_organization_series=1)
+    for number in range(10):
+        metrics.organization("content_impressions_total", f"o-{number}")
+    assert metrics.take_refused() == ["o-1", "o-2", "o-3"]
+    assert metrics.take_refused() == []
 
 
 def test_a_cap_of_zero_is_a_choice_not_a_limit_that_was_met() -> None:

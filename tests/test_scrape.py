@@ -265,3 +265,20 @@ async def test_rendering_goes_on_where_it_may_not_stand_back(service: Two, monke
     await asyncio.gather(first.answer(scrapes), second.answer(scrapes))
     assert (await first.exposition()).startswith(b"# HELP")
     await scrapes.close()
+
+
+async def test_workers_are_told_which_organizations_have_series_of_their_own(service: Two) -> None:
+    """Else a worker that met others first would count them under `other`, and a successor would choose anew."""
+    scrapes = Scrapes(Totals(config.Metrics(max_organization_series=2)), service)
+    first, second = service.workers
+    scrapes.tell(second)
+    first.metrics.organization("ws_connections_active", "acme", "device")
+    first.metrics.organization("ws_connections_active", "globex", "device")
+    second.metrics.organization("ws_connections_active", "initech", "device")
+    for worker in (first, second, first):
+        scrapes.figures(worker, worker.report())
+    for worker in (first, second):
+        assert (await worker.answers.get())[0] == {"t": "organizations", "names": ["acme", "globex"]}
+        assert worker.answers.empty()
+    scrapes.tell(second)
+    assert (await second.answers.get())[0]["names"] == ["acme", "globex"]

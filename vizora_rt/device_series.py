@@ -75,13 +75,15 @@ class DeviceSeries:
         self._source = array("q")
         # Where several processes have a say for a moment: the word of each.
         self._shared: dict[str, dict[int, Word]] = {}
+        # Devices past the cap: when one was last heard of, and by which process.
         self._waiting: dict[str, tuple[float, int]] = {}
         self._other = [0, 0]
         self._overflowed = False
 
     def __len__(self) -> int:
         """Devices of this node that have a series or would have one without the cap."""
-        return len(self._ids) - self._status.count(AWAY) + len(self._waiting)
+        waiting = sum(source != NOBODY for _, source in self._waiting.values())
+        return len(self._ids) - self._status.count(AWAY) + waiting
 
     def update(self, source: int, rows: Iterable[Row], now: float) -> int:
         """Take the full rows of a process. Returns how many devices found no room under the cap for the first time."""
@@ -90,9 +92,9 @@ class DeviceSeries:
             at = self._index.get(device, -1)
             if at < 0:
                 if not (status or ok or failed):
-                    # Nothing to begin a series with; a device that moved away stops waiting for one.
-                    if status is None and self._waiting.get(device, (0.0, NOBODY))[1] == source:
-                        del self._waiting[device]
+                    # Nothing to begin a series with. A device that moved away waits no more, but is still known.
+                    if status is None and (waits := self._waiting.get(device)) and waits[1] == source:
+                        self._waiting[device] = waits[0], NOBODY
                     continue
                 if not self._has_room(device):
                     refused += status is not None and self._wait(device, source, now)

@@ -16,7 +16,19 @@ from typing import Any
 
 from vizora_rt import config
 from vizora_rt.device_series import BeatRow, DeviceSeries, Row, escape
-from vizora_rt.metrics import ALIASES, BOUNDS, FAMILIES, REGISTRY, SLOTS, WORKER, Cell, Family, Kind, Metrics
+from vizora_rt.metrics import (
+    ALIASES,
+    BOUNDS,
+    FAMILIES,
+    MAX_REFUSED,
+    REGISTRY,
+    SLOTS,
+    WORKER,
+    Cell,
+    Family,
+    Kind,
+    Metrics,
+)
 
 CONNECTIONS = "ws_connections_total"
 """The one family whose children are pairs: what a process counted as `connected` ends as `disconnected`."""
@@ -79,6 +91,7 @@ class Totals:
         # Of no family, so never rendered: what is left out is added up here.
         self._scrap, self._scrap_timer = self._new_cell("", operator.add, None), self._new_timer(())
         self._devices = DeviceSeries(settings.max_device_series)
+        self._refused: set[str] = set()
         self._processes: dict[str, list[tuple[str, float]]] = {}
         for family in FAMILIES:
             for values in family.children_at_start:
@@ -118,7 +131,22 @@ class Totals:
         source.started = True
         source.cells, source.values = cells, snapshot["values"]
         source.timers, source.timer_slots = timers, snapshot["timers"]
+        self._refuse(snapshot.get("refused", ()))
+        self._refuse(self._own.take_refused())
         return left_out
+
+    @property
+    def organizations(self) -> list[str]:
+        """The organisations that have series of their own. Only grows, at its end."""
+        return self._own.organizations
+
+    def _refuse(self, organizations: Iterable[str]) -> None:
+        for organization in organizations:
+            # A cap of 0 is a choice, not a limit that was met.
+            known = organization in self._refused or len(self._refused) >= MAX_REFUSED
+            if not known and self._settings.max_organization_series:
+                self._refused.add(organization)
+                self.counter("limits_exceeded_total", "max_organization_series").value += 1
 
     def retire(self, worker: str, process: int = 0, now: float = 0.0) -> None:
         """The process is gone at `now`, monotonic: what it counted stays, its gauges go, its connections ended."""

@@ -9,7 +9,7 @@ Past 300 lines because the registry is a table.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any, Literal
@@ -39,6 +39,9 @@ MAX_CHILDREN_AT_START = 100
 """A closed family up to this size has all its children from the start, at 0: an alert sees 0 and not absence."""
 MAX_GROUPS = 32
 """Consumer groups of the plays stream that get a series. Backends make them, a handful."""
+
+MAX_REFUSED = 10_000
+"""Organisations past the cap that are remembered, so that each is counted once: ten times the default cap, 1 MB."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 Origin = Literal["worker", "supervisor", "device", "process", "alias"]
@@ -258,7 +261,7 @@ FAMILIES = (
     _gauge("scrape_workers_missing", "Workers that did not answer this scrape in time: their figures are older.",
            origin="supervisor"),
     _counter("sentry_dropped_total", "Events that were not sent to Sentry.", Label("why", SENTRY_DROPS)),
-    _gauge("build_info", "Always 1; the labels say what runs.",
+    _gauge("build_info", "Always 1; the labels say what runs. `commit` is a git commit or `unknown`.",
            Label("version"), Label("python"), Label("commit"), origin="supervisor"),
 
     _counter("process_cpu_user_seconds_total", "User CPU time.", PROCESS, origin="process"),
@@ -319,10 +322,23 @@ class Metrics:
     """What one process counts. Children are made on first use and live as long as the process.
 
     A value outside a closed set is a bug of ours and raises ValueError: map what peers sent with `notice`,
-    `command` and `method`. Capped labels map themselves to `other`.
+    `command` and `method`. Capped labels map themselves to `other`. The supervisor counts what that refuses, so that an
+    organisation is counted once however many workers it comes to.
     """
 
-    __slots__ = ("_admitted", "_callbacks", "_caps", "_cells", "_children", "_first", "_new", "_origins", "_timers")
+    __slots__ = (
+        "_admitted",
+        "_callbacks",
+        "_caps",
+        "_cells",
+        "_children",
+        "_first",
+        "_new",
+        "_new_refused",
+        "_origins",
+        "_refused",
+        "_timers",
+    )
 
     notice = staticmethod(NOTICE.known)
     command = staticmethod(COMMAND.known)
@@ -331,7 +347,9 @@ class Metrics:
     def __init__(self, settings: config.Metrics, origins: tuple[Origin, ...] = ("worker",)) -> None:
         self._origins = origins
         self._caps = {"organization_id": settings.max_organization_series, "group": MAX_GROUPS}
-        self._admitted: dict[str, set[str]] = {name: set() for name in self._caps}
+        self._admitted: dict[str, dict[str, None]] = {name: {} for name in self._caps}
+        self._refused: set[str] = set()
+        self._new_refused: list[str] = []
         self._children: dict[str, dict[tuple[str, ...], Cell | Timer]] = {name: {} for name in REGISTRY}
         self._cells: list[Cell] = []
         self._timers: list[list[int]] = []
@@ -362,6 +380,20 @@ class Metrics:
                 self._cell(name, family.kind, (values[0], *others))
         return self._cell(name, family.kind, values)
 
+    @property
+    def organizations(self) -> list[str]:
+        """The organisations that have series of their own, in the order in which they came."""
+        return list(self._admitted[ORGANIZATION.name])
+
+    def admit(self, organizations: Iterable[str]) -> None:
+        """Give these organisations series of their own, past the cap too: the supervisor has them under its cap."""
+        self._admitted[ORGANIZATION.name] |= dict.fromkeys(organizations)
+
+    def take_refused(self) -> list[str]:
+        """The organisations that found no room under the cap since the last call, each once."""
+        refused, self._new_refused = self._new_refused, []
+        return refused
+
     def recount(self, name: str) -> None:
         """Set all children of a gauge to 0, before it is counted again."""
         for child in self._children[name].values():
@@ -373,7 +405,8 @@ class Metrics:
         self._callbacks.append(callback)
 
     def snapshot(self) -> dict[str, Any]:
-        """All values since the start, in the order in which the children were made, and the children that are new."""
+        """All values since the start, in the order in which the children were made, and what is new: the children, and
+        the organisations that found no room."""
         for callback in self._callbacks:
             callback()
         new, self._new = self._new, []
@@ -381,6 +414,7 @@ class Metrics:
         return {
             "first": first,
             "new": new,
+            "refused": self.take_refused(),
             "values": [cell.value for cell in self._cells],
             "timers": list(chain.from_iterable(self._timers)),
         }
@@ -404,10 +438,11 @@ class Metrics:
         admitted = self._admitted[label.name]
         if value not in admitted:
             if len(admitted) >= self._caps[label.name]:
-                if label is ORGANIZATION and admitted:
-                    self.counter("limits_exceeded_total", "max_organization_series").value += 1
+                if label is ORGANIZATION and value not in self._refused and len(self._refused) < MAX_REFUSED:
+                    self._refused.add(value)
+                    self._new_refused.append(value)
                 return OTHER
-            admitted.add(value)
+            admitted[value] = None
         return value
 
     def _cell(self, name: str, kind: Kind, values: tuple[str, ...]) -> Cell:

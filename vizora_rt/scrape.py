@@ -61,6 +61,7 @@ class Scrapes:
         self._complete = asyncio.Event()
         self._missing = totals.gauge("scrape_workers_missing")
         self._misfits: set[Process] = set()
+        self._told = 0
         self._renderer = ThreadPoolExecutor(1, "render", _stand_back)
 
     def figures(self, process: Process, message: Message) -> None:
@@ -70,6 +71,11 @@ class Scrapes:
             self._silent.discard(process)
             if message.get("last"):
                 self._done(process)
+
+    def tell(self, process: Process) -> None:
+        """Tell a new worker which organisations have series of their own: else each would choose them anew."""
+        if organizations := self.totals.organizations:
+            process.send({"t": "organizations", "names": organizations})
 
     def gone(self, process: Process) -> None:
         """What it counted stays."""
@@ -111,6 +117,16 @@ class Scrapes:
                 self.totals.beats(worker, message["beats"], now, process.pid)
         except ValueError as error:
             self._misfit(process, "figures of a worker refused", str(error))
+        if "metrics" in message:
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        """The organisations that have series of their own since the last time, to all workers."""
+        organizations = self.totals.organizations
+        if len(organizations) > self._told:
+            news, self._told = organizations[self._told :], len(organizations)
+            for process in self._service.serving():
+                process.send({"t": "organizations", "names": news})
 
     def _misfit(self, process: Process, what: str, error: str) -> None:
         """Other code than ours on the disk: told once per process, not once a second."""

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vizora_rt import config, report
+from vizora_rt import build, config, report
 from vizora_rt.app.turns import MEMORY_BYTES
 from vizora_rt.config import Config
 from vizora_rt.errors import StartupError
@@ -94,7 +94,7 @@ class Supervisor:
         self._started = self._ticked = self._fed = self._expired = self._loop.time()
         self._tick_handle: asyncio.TimerHandle | None = None
         self._status = ""
-        totals = Totals(settings.metrics, VERSION, settings.sentry.release)
+        totals = Totals(settings.metrics, VERSION, build.commit(settings.sentry.release))
         self._scrapes = Scrapes(totals, self)
 
     async def run(self) -> None:
@@ -215,6 +215,7 @@ class Supervisor:
         if self._stopping:
             return
         log.info("worker ready", worker=process.index, pid=process.pid)
+        self._scrapes.tell(process)
         slot = self._slots[process.index]
         if slot.successor is process:
             old, slot.current, slot.successor = slot.current, process, None

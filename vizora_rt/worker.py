@@ -284,6 +284,8 @@ class Worker:
                 self._report(message["id"])
                 self._collect_id = message["id"]
                 self._ship()
+            case "organizations":
+                self._metrics.admit(message["names"])
             case "answer":
                 self._answer(message["id"], None if message.get("error") else raw)
             case "drain":

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -164,9 +165,10 @@ async def test_a_killed_worker_loses_no_heartbeat_of_a_second_ago_and_its_screen
 
 
 async def test_the_last_heartbeats_before_a_roll_are_counted(services: Start) -> None:
-    (service,) = services(workers=1)
+    (service,) = services(workers=1, RELEASE_VERSION="1.0.0")
     async with screens(service.port, 3) as clients:
-        await read(service)
+        build = await asyncio.to_thread(scrape, service)
+        assert re.search(r'build_info{[^}]*commit="(unknown|[0-9a-f]{40})"', build), "a version is no commit"
         for client in clients:
             for _ in range(5):
                 await client.heartbeat()
@@ -208,3 +210,26 @@ async def test_all_screens_offline_is_zero_before_they_are_told_offline(services
     async with screens(service.port, 28):
         assert (await read(service)).online == [28, 28]
     await eventually(lambda figures: figures.online == [0, 0], service)
+
+
+async def test_past_the_caps_each_is_counted_once_and_those_within_are_exact(services: Start) -> None:
+    caps = {"VIZORA_METRICS__MAX_DEVICE_SERIES": "3", "VIZORA_METRICS__MAX_ORGANIZATION_SERIES": "2"}
+    (service,) = services(**caps)
+
+    async def visit(number: int) -> None:
+        client = await dial_device(service.port, f"lobby-{number}", organization=f"o-{number}")
+        assert (await client.heartbeat())["success"]
+        await client.leave()
+        await eventually(lambda figures: figures.connections[2] == 0, service)
+
+    for _ in range(4):
+        for number in range(5):
+            await visit(number)
+    figures = await read(service)
+    assert figures.total("limits_exceeded_total", limit="max_device_series") == 2
+    assert figures.total("limits_exceeded_total", limit="max_organization_series") == 3
+    name = "ws_connections_total"
+    for status in ("connected", "disconnected"):
+        assert [figures.total(name, organization_id=f"o-{number}", status=status) for number in range(3)] == [4, 4, 0]
+        assert figures.total(name, organization_id="other", status=status) == 12
+    assert figures.total("heartbeat_total", device_id="other") == 8

@@ -1,0 +1,27 @@
+"""Which commit the running code was built from, as far as the deployment or the installer says so."""
+
+import json
+import re
+from importlib import metadata
+from typing import Final
+
+from vizora_rt.metrics import UNKNOWN
+
+PACKAGE: Final = "vizora-rt"
+
+COMMIT: Final = re.compile(r"(?:^|[+@])(?=[0-9]*[a-f])[0-9a-f]{7,64}$|(?:^|[+@])[0-9a-f]{40}$|-g[0-9a-f]{7,40}$")
+"""A git commit at the end of a release: alone, as build metadata (`1.4.0+5c1f0a2`), or from `git describe`
+(`v1.4.0-3-g5c1f0a2`). Fewer than 40 digits without a letter are a date or a number: `20261130`."""
+
+
+def commit(release: str) -> str:
+    """The commit in hexadecimal digits. It is what `release` names, else what the package was installed from (PEP 610),
+    else `unknown`. A version is no commit."""
+    found = COMMIT.search(release.strip().lower())
+    if found is not None:
+        return found[0].lstrip("+@").removeprefix("-g")
+    try:
+        installed = json.loads(metadata.distribution(PACKAGE).read_text("direct_url.json") or "{}")
+        return str(installed["vcs_info"]["commit_id"])
+    except (metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        return UNKNOWN
