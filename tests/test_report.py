@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from tests.logs import output, records
 from tests.sink import Sink
 from vizora_rt import config, report
 from vizora_rt.config import Config
+from vizora_rt.credentials import REMOVED
 from vizora_rt.errors import ConfigError
-from vizora_rt.scrub import REMOVED
 
 STAGING = {"RELEASE_VERSION": "1.2.3", "VIZORA_ENV": "staging"}
 
@@ -123,6 +124,121 @@ def test_weather_is_no_event_but_a_line(sink: Sink) -> None:
     assert sink.items == []
     assert len(lines) == 6
     assert dropped(lines) == {"ignored": 5}
+
+
+CAUSED = """
+def raises(error, cause=None, context=None):
+    try:
+        if context is None: raise error from cause
+        try: raise context
+        except Exception: raise error
+    except Exception as e: return e
+reset = ConnectionResetError()
+def sent(*errors):
+    before = report.dropped().get('ignored', 0)
+    for error in errors: log.exception('bad', error)
+    return len(errors) - (report.dropped().get('ignored', 0) - before)
+circle = RuntimeError(); circle.__context__ = other = RuntimeError(); other.__context__ = circle
+"""
+
+
+@pytest.mark.parametrize(
+    ("errors", "sent"),
+    [
+        ("raises(RuntimeError(), reset)", 0),
+        ("raises(RuntimeError(), raises(ValueError(), raises(OSError(), TimeoutError())))", 0),
+        ("raises(RuntimeError(), context=reset)", 0),
+        ("raises(KeyError(), reset)", 0),
+        ("ExceptionGroup('g', [reset, TimeoutError()])", 0),
+        ("ExceptionGroup('g', [ExceptionGroup('h', [reset]), raises(RuntimeError(), reset)])", 0),
+        ("raises(RuntimeError(), ExceptionGroup('g', [reset]))", 0),
+        ("raises(RuntimeError(), ValueError())", 1),
+        ("raises(KeyError(), context=reset)", 1),
+        ("ExceptionGroup('g', [reset, ValueError()])", 1),
+        ("ExceptionGroup('g', [reset, ExceptionGroup('h', [reset, raises(OSError(), KeyError())])])", 1),
+        ("circle", 1),
+    ],
+)
+def test_an_error_is_judged_by_its_cause(sink: Sink, errors: str, sent: int) -> None:
+    run(sink, CAUSED + f"assert sent({errors}) == {sent}")
+    assert len(sink.of("event")) == sent
+
+
+def test_a_cause_that_is_cut_off_does_not_count(sink: Sink) -> None:
+    run(sink, CAUSED + "error = raises(RuntimeError(), context=reset); error.__suppress_context__ = True; sent(error)")
+    assert len(sink.of("event")) == 1
+
+
+def test_a_group_is_named_after_its_fault(sink: Sink) -> None:
+    run(sink, "fail(ExceptionGroup, 'g', [TimeoutError(), ExceptionGroup('h', [LookupError('x')])])")
+    assert sink.of("event")[0]["fingerprint"] == ["LookupError"]
+
+
+def test_a_request_that_failed_is_an_issue_of_its_route(sink: Sink) -> None:
+    code = (
+        "for path in ('/a', '/b/{id}'):\n"
+        "    report.issue('request failed', '503', 'error', method='GET', path=path, status=503)"
+    )
+    run(sink, code)
+    assert [event["fingerprint"] for event in sink.of("event")] == [
+        ["request failed", "503", "GET", "/a"],
+        ["request failed", "503", "GET", "/b/{id}"],
+    ]
+
+
+UNHANDLED = {
+    "excepthook": "import sys\nsys.excepthook(LookupError, LookupError(), None)",
+    "thread": "import threading\nt = threading.Thread(target=lambda: {}[1]); t.start(); t.join()",
+    "unraisable": "class Bad:\n    def __del__(self): raise LookupError\nBad()",
+    "loop": (
+        "loop = asyncio.new_event_loop(); loop.set_exception_handler(report.on_loop_exception)\n"
+        "loop.call_soon(lambda: {}[1]); loop.call_soon(loop.stop); loop.run_forever(); loop.close()"
+    ),
+    "a boundary of ours": "fail(LookupError)",
+    "with a cause": (
+        "try:\n    try: {}[1]\n    except KeyError as e: raise LookupError from e\n"
+        "except LookupError as e: log.exception('a', e)"
+    ),
+    "a crash": "log.crash('worker failed', reason='crash')",
+}
+
+
+@pytest.mark.parametrize("how", UNHANDLED)
+def test_what_no_code_expected_is_unhandled(sink: Sink, how: str) -> None:
+    run(sink, UNHANDLED[how])
+    (event,) = sink.of("event")
+    assert {value["mechanism"]["handled"] for value in event["exception"]["values"]} == {False}
+
+
+def test_what_was_expected_is_no_exception(sink: Sink) -> None:
+    run(sink, "log.error('roll refused'); report.issue('heartbeat failed', 'store')")
+    assert len(sink.of("event")) == 2
+    assert not any("exception" in event for event in sink.of("event"))
+
+
+def test_the_release_is_the_version_unless_it_is_given(sink: Sink) -> None:
+    run(sink, "fail(ValueError)", RELEASE_VERSION="")
+    assert sink.of("event")[0]["release"] == metadata.version("vizora-rt")
+
+
+@pytest.mark.parametrize("level", ["INFO", "ERROR"])
+def test_debugging_shows_what_the_sdk_says_at_any_level(sink: Sink, level: str) -> None:
+    code = START + "fail(ValueError)\nreport.flush(5)"
+    env = {"SENTRY_DSN": sink.dsn, **STAGING, "VIZORA_LOGGING__LEVEL": level}
+    said = [
+        line
+        for line in records(FAIL + code, env={**env, "SENTRY_DEBUG": "true"})
+        if line["logger"].startswith("sentry")
+    ]
+    assert any("envelope" in line["event"] for line in said)
+    assert not [line for line in records(FAIL + code, env=env) if line["logger"].startswith("sentry")]
+
+
+@pytest.mark.parametrize("version", ["10.1.2.3", "vizora-rt@1.2.3"])
+def test_a_release_that_looks_like_an_address_stays(sink: Sink, version: str) -> None:
+    run(sink, "fail(ValueError, 'from 10.9.8.7 and ann@mail.example')", RELEASE_VERSION=version)
+    assert sink.of("event")[0]["release"] == version
+    assert b"10.9.8.7" not in sink.text and b"ann@" not in sink.text
 
 
 @pytest.mark.parametrize(("debug", "sent"), [("false", 0), ("true", 1)])

@@ -9,7 +9,8 @@ Nothing here is for the hot path, except that an event past its rate costs one l
 
 Sentry gets unhandled exceptions, errors in the log, HTTP 5xx, failed connections, failed heartbeats and content errors
 as events, and a share of requests, handshakes and messages as traces. It gets no timeout, reset, DNS failure or token
-that is not valid; nothing in development unless `sentry.debug`; no credential, picture or local variable. Ids are tags.
+that is not valid, nor what has one for its cause; nothing in development unless `sentry.debug`; no credential, address,
+picture or local variable. Ids are tags.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from importlib import metadata
 from math import ceil
 from types import TracebackType
 from typing import Any, Final, Self
@@ -30,13 +32,18 @@ import sentry_sdk
 from sentry_sdk.tracing import Transaction
 from sentry_sdk.transport import HttpTransport
 from sentry_sdk.types import Event
-from sentry_sdk.utils import BadDsn, Dsn
+from sentry_sdk.utils import BadDsn, Dsn, event_from_exception
 
 from vizora_rt import lines, scrub
 from vizora_rt.app.limits import Window
 from vizora_rt.config import Config
 from vizora_rt.errors import ConfigError
 from vizora_rt.scrub import clean, tree
+
+VERSION: Final = metadata.version("vizora-rt")
+
+MAX_CAUSES: Final = 50
+"""Causes of causes, and groups in groups, that are looked at. A chain may be a circle."""
 
 PER_MINUTE: Final = 10
 """Events of one kind: enough to see that it goes on, and an outage does not spend the quota."""
@@ -46,6 +53,9 @@ MAX_KINDS: Final = 256
 PASSING = (TimeoutError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 """The weather of a network with thousands of screens in it: no issue for Sentry."""
 
+BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, RecursionError, TypeError)
+"""Raised while weather was handled and without `from`, these are faults of the handler."""
+
 PASSING_NAMES = frozenset({"TimeoutError", "gaierror", "herror", "InvalidTokenError"})
 """The same, of modules that are not imported here: failures of DNS, tokens that are not valid."""
 
@@ -54,6 +64,11 @@ TAGS: Final = frozenset(
      "name"}
 )  # fmt: skip
 """Fields that issues are searched by; the others go along as they are."""
+
+OWN: Final = frozenset(
+    {"event_id", "timestamp", "start_timestamp", "platform", "release", "environment", "server_name", "sdk", "type"}
+)
+"""Fields of an event that the service or the SDK fills in: a version may look like an address."""
 
 REQUEST: Final = "http.server"
 HANDSHAKE: Final = "websocket.server"
@@ -104,13 +119,24 @@ class Logger:
         if _state.sentry is not None:
             _state.sentry.send((event, str(fields.get("reason", ""))), event, "error", fields)
 
+    def crash(self, event: str, /, **fields: object) -> None:
+        """`error`, of a process that a fault ended: for Sentry an unhandled exception, though it has no traceback."""
+        lines.write("ERROR", self.name, event, fields)
+        if _state.sentry is not None:
+            kind = event, str(fields.get("reason", ""))
+            _state.sentry.send(kind, event, "error", fields, None, self.name)
+
     def exception(self, event: str, /, error: BaseException, **fields: object) -> None:
-        """A fault of ours: the line carries its traceback, and Sentry gets it. Past so many a minute of a kind the next
-        line says how many there were."""
+        """A fault of ours, which no code expected: the line carries its traceback, and Sentry gets it as unhandled.
+
+        Past so many a minute of a kind the next line says how many there were.
+        """
         kind = (self.name, event, type(error).__name__)
         lines.limited(kind, "ERROR", self.name, event, fields, error)
         if _state.sentry is not None:
-            _state.sentry.send((type(error).__name__, _place(error)), event, "error", fields, error)
+            fault = _fault(error)
+            place = _place(fault) or _place(error)
+            _state.sentry.send((type(fault).__name__, place), event, "error", fields, error, self.name)
 
 
 class _Transport(HttpTransport):
@@ -118,6 +144,18 @@ class _Transport(HttpTransport):
 
     def on_dropped_event(self, reason: str) -> None:
         _drop(LOST.get(reason, "network"))
+
+
+class _Audible(logging.Filter):
+    """What the SDK says is debug output, all of it: `sentry.debug` alone shows it, whatever `logging.level` is."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self._level = level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.levelno = max(record.levelno, self._level)
+        return True
 
 
 class _Sampler:
@@ -157,13 +195,14 @@ class Sentry:
 
     def send(
         self,
-        kind: tuple[str, str],
+        kind: tuple[str, ...],
         message: str,
         level: str,
         fields: Mapping[str, object],
         error: BaseException | None = None,
+        mechanism: str = "",
     ) -> None:
-        """An event, unless there were enough of its kind."""
+        """An event, unless there were enough of its kind. `mechanism`: what caught a fault that no code handled."""
         if error is not None and passing(error):
             _drop("ignored")
         elif self._quiet:
@@ -173,11 +212,16 @@ class Sentry:
                 scope.fingerprint = [part for part in kind if part]
                 scope.set_level(level)  # type: ignore[arg-type]
                 _describe(scope, fields)
-                if error is None:
-                    scope.capture_event({"message": message})
-                else:
+                if error is not None:
                     scope.set_extra("log", message)
-                    scope.capture_exception(error)
+                    options = sentry_sdk.get_client().options
+                    event, hint = event_from_exception(error, options, {"type": mechanism, "handled": False})
+                    scope.capture_event(event, hint)
+                elif mechanism:
+                    value = {"type": kind[0], "value": kind[-1], "mechanism": {"type": mechanism, "handled": False}}
+                    scope.capture_event({"message": message, "exception": {"values": [value]}})
+                else:
+                    scope.capture_event({"message": message})
         else:
             _drop("rate" if kind in self._kinds else "fingerprints")
 
@@ -264,12 +308,13 @@ def start_sentry(config: Config, process: str) -> bool:
     own.handlers.clear()
     own.filters.clear()
     own.setLevel(logging.DEBUG if config.sentry.debug else logging.CRITICAL)
+    own.addFilter(_Audible(lines.LEVELS[config.logging.level]))
     with warnings.catch_warnings():
         # Of profiles_sample_rate, which is what operators have.
         warnings.filterwarnings("ignore", "Transaction-based profiling is deprecated", DeprecationWarning)
         sentry_sdk.init(
             dsn=config.sentry.dsn,
-            release=config.sentry.release or None,
+            release=config.sentry.release or VERSION,
             environment=config.environment,
             transport=_Transport,
             traces_sample_rate=config.sentry.traces_sample_rate,
@@ -291,9 +336,13 @@ def start_sentry(config: Config, process: str) -> bool:
 
 
 def issue(kind: str, why: str, level: str = "warning", /, **fields: object) -> None:
-    """Tell Sentry of what is no exception, `why` of a closed set. Does nothing while Sentry is off."""
+    """Tell Sentry of what is no exception, `why` of a closed set. Does nothing while Sentry is off.
+
+    With the fields `method` and `path`, a route's pattern, each route is an issue of its own.
+    """
     if _state.sentry is not None:
-        _state.sentry.send((kind, why), f"{kind}: {why}", level, fields)
+        route = tuple(str(fields[name]) for name in ("method", "path") if name in fields)
+        _state.sentry.send((kind, why, *route), f"{kind}: {why}", level, fields)
 
 
 def traced(kind: str, name: str, ns: int, status: int | str, **fields: object) -> None:
@@ -329,8 +378,31 @@ def flush(seconds: float) -> None:
 
 
 def passing(error: BaseException) -> bool:
-    """Whether it is weather, and no fault."""
-    return isinstance(error, PASSING) or any(kind.__name__ in PASSING_NAMES for kind in type(error).__mro__)
+    """Whether it is weather, and no fault: by its kind, or by that of its cause; a group when all of it is."""
+    return _passing(error, 0)
+
+
+def _passing(error: BaseException, depth: int) -> bool:
+    if isinstance(error, PASSING) or any(kind.__name__ in PASSING_NAMES for kind in type(error).__mro__):
+        return True
+    if depth == MAX_CAUSES:
+        return False
+    if isinstance(error, BaseExceptionGroup):
+        return all(_passing(each, depth + 1) for each in error.exceptions)
+    if error.__cause__ is not None:
+        return _passing(error.__cause__, depth + 1)
+    if error.__suppress_context__ or error.__context__ is None or isinstance(error, BUGS):
+        return False
+    return _passing(error.__context__, depth + 1)
+
+
+def _fault(error: BaseException) -> BaseException:
+    """What an issue is named after: of a group the first that is no weather, else the error itself."""
+    for _ in range(MAX_CAUSES):
+        if not isinstance(error, BaseExceptionGroup):
+            break
+        error = next((each for each in error.exceptions if not passing(each)), error.exceptions[0])
+    return error
 
 
 def on_loop_exception(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
@@ -381,4 +453,4 @@ def _place(error: BaseException) -> str:
 
 
 def _scrubbed(event: Event) -> Event:
-    return tree(event)  # type: ignore[no-any-return]
+    return {name: value if name in OWN else tree(value, name) for name, value in event.items()}  # type: ignore[return-value]

@@ -1,36 +1,56 @@
-"""Take credentials and images out of whatever is written down: of log lines, of what Sentry gets.
+"""Takes credentials, addresses and images out of whatever is written down: of log lines, of what Sentry gets.
 
-By their names (`authorization`, `token=`), by their shape (`eyJ...`, base64), and those of this process's configuration
-by their value, wherever they stand.
+By their names (`authorization`, `token=`: credentials.py), by their shape (`eyJ...`, base64), and those of this
+process's configuration by their value, wherever they stand. Sentry gets no network address and no e-mail address
+either; the log, which stays on the machine, does.
 """
 
+import base64
+import binascii
+import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from vizora_rt.config import Config
+from vizora_rt.credentials import MAX_LAYERS, REMOVED, secret_name, unescaped, without_values
 
 MAX_TEXT = 2048
 """Characters of one value. An id has 128 and a message of a fault a few hundred: more is somebody filling the disk."""
 
 MAX_DEPTH = 6
 
-REMOVED = "<removed>"
-
-SECRET_KEY = re.compile(r"token|secret|passw|authorization|cookie|api[-_]?key|dsn|imagedata", re.IGNORECASE)
-
 # Each is linear in the text, whatever a peer put there: possessive, anchored to the start of a run, or bounded.
-SECRETS = (
+SHAPES = (
+    # Tokens: a JWT; what follows the scheme of an Authorization field.
     (re.compile(r"(?<![\w-])(?=[\w-]*?eyJ)[\w-]++\.[\w-]++(?:\.[\w-]*+)?"), REMOVED),
-    (re.compile(r"(\bbearer[ .])[^\s,;\"']+", re.IGNORECASE), rf"\1{REMOVED}"),
-    (re.compile(r"((?:token|secret|passw|api[-_]?key)[\w-]{0,32}=)[^&\s;,\"']+", re.IGNORECASE), rf"\1{REMOVED}"),
-    (re.compile(r"((?:authorization|cookie|api[-_]key)['\"]?: ?)[^\r\n]+", re.IGNORECASE), rf"\1{REMOVED}"),
-    (re.compile(r"(://)[^/\s@]+@"), rf"\1{REMOVED}@"),
+    (
+        re.compile(r"(\b(?:bearer|negotiate|digest|aws4-hmac-sha256)[\s.]{1,16}+)[^\s,;\"']++", re.IGNORECASE),
+        rf"\1{REMOVED}",
+    ),
+    # Keys of well-known services, by the prefixes that they gave them so that they are found.
+    (re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{12,32}+"), REMOVED),
+    (
+        re.compile(
+            r"(?<![A-Za-z0-9])(?:gh[pousr]_|github_pat_|glpat-|xox[a-z]-|[sprw]k_(?:live|test)_|AIza|ya29\.)[\w-]{8,256}+"
+        ),
+        REMOVED,
+    ),
+    (
+        re.compile(r"(-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----)[^-]*+(?:-----END [A-Z ]{0,32}PRIVATE KEY-----)?"),
+        rf"\1{REMOVED}",
+    ),
     (re.compile(r"(;base64,)[\w+/=]+"), rf"\1{REMOVED}"),
     # A picture without its prefix. No id has this length, nor a path without a dot.
     (re.compile(r"(?<![\w+/=-])[\w+/=-]{256,}+"), REMOVED),
 )
+
+_BASIC = re.compile(r"(\bbasic[\s:]{1,16}+)([A-Za-z0-9+/_-]{4,}+={0,2})", re.IGNORECASE)
+_RUN = re.compile(r"[^\s\"'`<>]++")
+_LOCAL_PART = re.compile(r"[^\s\"'`<>()\[\]{},;:=&?/|\\]++")
+_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\w)")
+_IPV6 = re.compile(r"(?<![\w.:])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{1,40}+(?:(?:\d{1,3}\.){3}\d{1,3})?(?![\w:])")
 
 MIN_SECRET = 8
 """A secret of fewer characters is left to the patterns: "dev" is in half of all words."""
@@ -61,27 +81,87 @@ def learn(config: Config) -> None:
 
 def scrub(text: str) -> str:
     """`text` without tokens, secrets, credentials in URLs and image data."""
+    return _through_escapes(text, _without_credentials)
+
+
+def scrub_for_others(text: str) -> str:
+    """The same, without e-mail and IP addresses too."""
+    return _through_escapes(text, lambda each: _without_addresses(_without_credentials(each)))
+
+
+def _through_escapes(text: str, clean: Callable[[str], str]) -> str:
+    """`clean(text)`; or what it is without its escapes, when they hid what `clean` takes out."""
+    layer = text = clean(text)
+    for _ in range(MAX_LAYERS):
+        plain = unescaped(layer)
+        if plain == layer:
+            break
+        layer = clean(plain)
+        if layer != plain:
+            text = layer
+    return text
+
+
+def _without_credentials(text: str) -> str:
     if _Known.pattern is not None:
         text = _Known.pattern.sub(REMOVED, text)
-    for pattern, replacement in SECRETS:
+    text = without_values(text)
+    for pattern, replacement in SHAPES:
         text = pattern.sub(replacement, text)
-    return text
+    text = _BASIC.sub(_basic, text)
+    return _RUN.sub(_userinfo, text) if "@" in text else text
+
+
+def _userinfo(run: re.Match[str]) -> str:
+    """A password in a URL may hold `/`, `#` and `@` too: so all before the last `@` is taken for it."""
+    text = run[0]
+    before, at, host = text.rpartition("@")
+    scheme, separator, user = before.partition("://")
+    if not at or ":" not in before or (separator and not user):
+        return text
+    return f"{scheme}{separator}{REMOVED}@{host}" if separator else f"{REMOVED}@{host}"
+
+
+def _basic(found: re.Match[str]) -> str:
+    """RFC 7617: user, colon and password in base64. An ordinary word behind "basic" is none."""
+    try:
+        pair = b":" in base64.b64decode(found[2] + "==", b"-_" if re.search("[-_]", found[2]) else None)
+    except binascii.Error:
+        pair = False
+    return f"{found[1]}{REMOVED}" if pair else found[0]
+
+
+def _without_addresses(text: str) -> str:
+    if "@" in text:
+        text = _LOCAL_PART.sub(lambda word: REMOVED if re.fullmatch(r"[^@]+@[^@]+", word[0]) else word[0], text)
+    return _IPV6.sub(_ip, _IPV4.sub(_ip, text))
+
+
+def _ip(found: re.Match[str]) -> str:
+    try:
+        ipaddress.ip_address(found[0])
+    except ValueError:
+        return found[0]
+    return REMOVED
 
 
 def clean(value: object, key: str = "", depth: int = MAX_DEPTH) -> Any:
     """`value` as JSON can hold it: scrubbed, bounded, no lone surrogates, no NaN (RFC 8259 section 6)."""
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else str(value)
+    secret = secret_name(key)
+    if isinstance(value, int | float) and not secret:
+        return value if isinstance(value, int) or abs(value) < float("inf") else str(value)
     if depth == 0:
         return "..."
+    if isinstance(value, Mapping) and secret:
+        return REMOVED
     if isinstance(value, Mapping):
         return {str(k): clean(v, str(k), depth - 1) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [clean(item, key, depth - 1) for item in value]
     text = value if isinstance(value, str) else repr(value) if isinstance(value, bytes) else str(value)
-    return bounded(REMOVED if text and SECRET_KEY.search(key) else text, MAX_TEXT)
+    return REMOVED if text and secret else bounded(text, MAX_TEXT)
 
 
 def bounded(text: str, limit: int) -> str:
@@ -94,11 +174,12 @@ def bounded(text: str, limit: int) -> str:
 
 
 def tree(value: Any, key: str = "") -> Any:
-    """`value` scrubbed at any depth and otherwise as it is: `clean` would shorten a stack trace."""
+    """`value` for Sentry: scrubbed at any depth and otherwise as it is: `clean` would shorten a stack trace."""
+    secret = secret_name(key)
     if isinstance(value, dict):
-        return {k: tree(v, str(k)) for k, v in value.items()}
+        return REMOVED if secret and value else {k: tree(v, str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [tree(item, key) for item in value]
     if isinstance(value, str):
-        return REMOVED if value and SECRET_KEY.search(key) else scrub(value)
-    return value
+        return REMOVED if value and secret else scrub_for_others(value)
+    return REMOVED if secret and isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -255,7 +255,7 @@ class Supervisor:
     async def _replace(self, slot: Slot, process: Process) -> None:
         """A worker ended that should not have: another one takes its socket, with the handshakes that wait there."""
         reason = "boot" if not process.was_ready else "hung" if process.state == "hung" else "crash"
-        log.error(
+        log.crash(
             "worker failed" if process.was_ready else "worker failed to boot",
             worker=process.index,
             pid=process.pid,

@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ async def service(tmp_path: Path, sink: Sink) -> AsyncIterator[Service]:
         "VIZORA_ENV": "staging",
         "SENTRY_DSN": sink.dsn,
         "SENTRY_TRACES_SAMPLE_RATE": "1",
+        "SENTRY_PROFILES_SAMPLE_RATE": "1",
         "PYTHONPATH": str(tmp_path),
         "VIZORA_LIMITS__MESSAGES_PER_MINUTE": "0",
         "VIZORA_LIMITS__REFUSALS_IN_A_ROW": "0",
@@ -87,7 +89,9 @@ async def test_each_fault_arrives_once_with_its_ids_and_no_weather_does(service:
     error = {
         "contentId": "c-1",
         "errorType": "decode_error",
-        "errorMessage": f"https://cdn/x.mp4?token=opaque-SECRET {PICTURE}",
+        "errorMessage": f"https://cdn/x.mp4?token=opaque-SECRET&X-Amz-Credential=opaque-SECRET {PICTURE} "
+        "/x.mp4?sig=opaque-SECRET ftp://user:opaque/opaque-SECRET@host by ann@mail.example at 192.0.2.7",
+        "errorCode": '{"password": "opaque-SECRET"}',
         "timestamp": 1_764_000_000_000,
     }
     assert (await screen.ask("content:error", error))["success"]
@@ -136,6 +140,8 @@ async def test_each_fault_arrives_once_with_its_ids_and_no_weather_does(service:
 
     fault = next(event for event in sink.of("event", **ids) if "exception" in event)
     assert fault["exception"]["values"][0]["type"] == "LookupError"
+    assert all(event["exception"]["values"][0]["mechanism"]["handled"] is False for event in (fault, crash))
+    assert fault["release"] == metadata.version("vizora-rt")
     assert {"process": "worker-0", "message": "playlist:request"}.items() <= fault["tags"].items()
     assert len([event for event in sink.of("event", **ids) if "exception" not in event]) == 3
     assert (crash["environment"], crash["level"]) == ("staging", "error")
@@ -144,11 +150,12 @@ async def test_each_fault_arrives_once_with_its_ids_and_no_weather_does(service:
         ("content error", "decode_error"): 1,
         ("LookupError", "vizora_rt.net.dispatch.Dispatcher.message"): 1,
         ("connection failed", "protocol_error"): 1,
-        ("request failed", "503"): 1,
+        ("request failed", "503", "POST", "/internal/command"): 1,
         ("handshake refused", "STORE_UNAVAILABLE"): 1,
         ("worker failed", "crash"): 1,
     }
     no_secret(sink.text)
+    assert b"ann@" not in sink.text and b"192.0.2.7" not in sink.text
     no_secret("\n".join(service.lines).encode())
 
 
@@ -175,6 +182,21 @@ async def test_requests_handshakes_and_messages_are_traced(service: Service, sin
     assert "device_id" not in traces["GET /health"]["tags"]
     assert events(sink) == {}
     no_secret(sink.text)
+
+
+async def test_a_request_that_waits_is_profiled_and_what_is_answered_at_once_is_not(
+    service: Service, sink: Sink
+) -> None:
+    await asyncio.to_thread(service.get, "/health")
+    (store,) = (record["pid"] for record in service.records if record["event"] == "embedded store started")
+    os.kill(store, signal.SIGSTOP)
+    try:
+        assert await asyncio.to_thread(command, service, "lobby") == 503
+    finally:
+        os.kill(store, signal.SIGCONT)
+    assert await asyncio.to_thread(service.stop) == 0
+    assert {trace["transaction"] for trace in sink.of("transaction")} == {"GET /health", "POST /internal/command"}
+    assert [profile["transactions"][0]["name"] for profile in sink.of("profile")] == ["POST /internal/command"]
 
 
 async def test_a_storm_of_one_error_sends_ten_and_counts_the_rest(service: Service, sink: Sink) -> None:

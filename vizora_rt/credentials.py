@@ -1,0 +1,180 @@
+"""Takes the values of secret-like names out of text, whatever syntax they stand in.
+
+URL query, form, cookie, header, JSON, YAML, Python repr, command line, XML, and each of these escaped within another.
+What a name is, is told by `secret_name`; where its value ends, by the syntax. In doubt the value is longer: a log that
+lost a word is no leak. Everything here takes time linear in the text, whatever a peer put there: the patterns are
+possessive and begin at the start of a run, and the scan never goes back.
+"""
+
+import html
+import re
+from typing import Final
+from urllib.parse import unquote
+
+REMOVED: Final = "<removed>"
+
+STRONG: Final = (
+    "token", "secret", "passw", "passphrase", "passcode", "pwd", "authoriz", "cookie", "credential", "signature",
+    "apikey", "accesskey", "accountkey", "sharedkey", "privatekey", "signingkey", "encryptionkey", "masterkey",
+    "keypairid", "accessid", "sessionid", "sessionkey", "sessid", "jwt", "bearer", "csrf", "xsrf", "hmac", "dsn",
+    "connectionstring", "assertion", "imagedata",
+)  # fmt: skip
+"""What makes a name secret-like wherever it stands in it, hyphens, underscores and capitals aside."""
+
+LAST: Final = frozenset(
+    {"auth", "sig", "sign", "sas", "sid", "session", "pass", "pin", "otp", "totp", "psk", "ticket", "nonce", "mac",
+     "hdnts", "hdnea", "hdntl"}
+)  # fmt: skip
+"""Words that make a name secret-like as its last one: `db_pass` and `x-sig`, and not `pass_count`."""
+
+IN_QUERY: Final = frozenset({"key", "code", "policy", "md5", "hash", "h", "state", "verify"})
+"""What signs or opens a URL, and elsewhere is an ordinary word."""
+
+MAX_LAYERS: Final = 6
+"""Escapes within escapes that are looked through: a URL in a URL in a JSON text in a JSON text."""
+
+_PAIR = re.compile(
+    r"""
+    (?<![\w$.-])
+    (?P<name>
+        (?:(?:api|access|secret|private|signing|account|shared|session|pass)\ )?
+        [\w$.-]++ (?:\[[\w.-]{0,64}+\]){0,4}+
+    )
+    (?P<close>\\{0,8}["'`]?)
+    (?P<between>
+        \s{0,16}+ (?:=>|:=|={1,3}|:(?!//)) \s{0,16}+ | \s{0,4}+, \s{0,4}+ (?=[bBuUrR]{0,2}\\{0,8}["'`]) | \s{1,4} | >
+    )
+    """,
+    re.VERBOSE,
+)
+_OPEN = re.compile(r"""[bBuUrRfF]{0,2}(\\{0,8})(["'`])""")
+_QUOTED = {quote: re.compile(rf"(?:[^{quote}\\]|\\.)*+{quote}?", re.DOTALL) for quote in "\"'`"}
+_BRACKET = re.compile(r"""["'`{}\[\]()]""")
+_BLOCK = re.compile(r"[|>][-+\d]{0,3}[ \t]{0,16}\r?\n(?:[ \t]++[^\n]*+\n?)*+")
+_LIST = re.compile(r"[^\n]*+(?:\n[ \t]*+-[^\n]*+)*+")
+_LINE = re.compile(r"[^\r\n]*+")
+_WORD = re.compile(r"""[^\s&;"'`]*+""")
+_ARGUMENT = re.compile(r"\S*+")
+_ELEMENT = re.compile(r"[^<]*+")
+_SCALAR = re.compile(r"[^,}\]\r\n]*+")
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([nrtbf/\"'\\]))")
+_PLAIN = {"n": "\n", "r": "\r", "t": "\t", "b": " ", "f": " "}
+
+ORDINARY: Final = ("token:refresh", "auth: the secret cannot be")
+"""What the service itself says and looks like a name and its value: an event, an error of the configuration."""
+
+
+def secret_name(name: str, query: bool = False) -> bool:
+    """Whether what is called so is not for others. `query`: it is a parameter of a URL."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if not words:
+        return False
+    joined = "".join(words)
+    return (
+        words[-1] in LAST or joined in LAST or any(part in joined for part in STRONG) or (query and joined in IN_QUERY)
+    )
+
+
+def without_values(text: str) -> str:
+    """`text` with `<removed>` in place of each value of a secret-like name."""
+    found, done, at = [], 0, 0
+    while match := _PAIR.search(text, at):
+        at = match.end("name")
+        if not _is_pair(text, match):
+            continue
+        begin = match.end()
+        end = _end(text, match)
+        if end > begin:
+            found += [text[done:begin], REMOVED]
+            done = at = end
+    return "".join(found) + text[done:] if found else text
+
+
+def unescaped(text: str) -> str:
+    """`text` with one layer of escapes less: percent, else ampersand, else backslash.
+
+    One kind at a time: what was a quote within a value must not become its end.
+    """
+    plain = unquote(text) if "%" in text else text
+    if plain == text and "&" in text:
+        plain = html.unescape(text)
+    if plain == text and "\\" in text:
+        plain = _ESCAPE.sub(_character, text)
+    return plain
+
+
+def _character(escape: re.Match[str]) -> str:
+    code = escape[1] or escape[2]
+    return chr(int(code, 16)) if code else _PLAIN.get(escape[3], escape[3])
+
+
+def _is_pair(text: str, match: re.Match[str]) -> bool:
+    """Whether it is a secret-like name with something that belongs to it."""
+    start, name, between, close = match.start(), match["name"], match["between"], match["close"]
+    if between == ">" and text[start - 1 : start] != "<":
+        return False
+    if between.isspace() and (close or not name.startswith("--")):
+        return False  # two words
+    if between.lstrip().startswith(",") and not close:
+        return False
+    if text.startswith(ORDINARY, start) or text.startswith("expected `", match.end()):
+        return False  # what a key of the configuration should be
+    return secret_name(name, query="=" in between and text[start - 1 : start] in ("?", "&", ";"))
+
+
+def _end(text: str, match: re.Match[str]) -> int:
+    """Where the value ends that begins behind `match`."""
+    at, between, name = match.end(), match["between"], match["name"].lower()
+    line = ":" in between and not match["close"]
+    if between == ">":
+        return _match(_ELEMENT, text, at)
+    if line and text[at : at + 1] in ("|", ">") and (block := _BLOCK.match(text, at)):
+        return block.end()
+    if opened := _OPEN.match(text, at):
+        return _end_of_quoted(text, opened)
+    if line and "\n" in between:
+        return _match(_LIST, text, at)
+    if text[at : at + 1] in ("{", "[", "("):
+        end = _end_of_brackets(text, at)
+        return _match(_LINE, text, end) if line else end
+    if line or "authoriz" in name or "cookie" in name:
+        return _match(_LINE, text, at)
+    if between.isspace():
+        return _match(_ARGUMENT, text, at)
+    return _match(_SCALAR if ":" in between else _WORD, text, at)
+
+
+def _match(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return found.end() if found is not None else at
+
+
+def _end_of_quoted(text: str, opened: re.Match[str]) -> int:
+    """Behind the quote that closes; the end of `text` when none does."""
+    escapes, quote = opened.groups()
+    if not escapes:
+        return _match(_QUOTED[quote], text, opened.end())
+    # It is closed by a quote that is escaped as often: more escapes are of a quote within the value.
+    at = opened.end()
+    while (at := text.find(quote, at)) >= 0:
+        before = text[max(opened.end(), at - len(escapes) - 1) : at]
+        at += 1
+        if len(before) - len(before.rstrip("\\")) == len(escapes):
+            return at
+    return len(text)
+
+
+def _end_of_brackets(text: str, at: int) -> int:
+    """Behind the bracket that closes the one at `at`; the end of `text` when none does."""
+    depth = 0
+    while found := _BRACKET.search(text, at):
+        at = found.end()
+        if found[0] in _QUOTED:
+            at = _match(_QUOTED[found[0]], text, at)
+            continue
+        depth += 1 if found[0] in "{[(" else -1
+        if depth == 0:
+            return at
+    return len(text)
