@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wire.http", "wire.frames", "wire.proxy", "wire.resp", "wire.messages", "wire.payloads"),
     ("wire.session", "wire.socketio", "wire.bodies"),
     ("app.*",),
-    ("metrics", "build", "device_series", "exposition", "scrub", "lines", "report"),
+    ("metrics", "build", "device_series", "exposition", "credentials", "scrub", "lines", "report"),
     ("net.*",),
     ("worker",),
     ("process", "scrape", "supervisor"),
