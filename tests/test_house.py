@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Lowest first. A module imports from lower layers, and from its own as long as no circle closes.
     ("errors", "secret_strength"),
     ("config",),
-    ("wire.http", "wire.frames", "wire.proxy", "wire.resp", "wire.messages", "wire.payloads"),
+    ("wire.http", "wire.frames", "wire.proxy", "wire.resp", "wire.messages", "wire.payloads", "wire.times"),
     ("wire.session", "wire.socketio", "wire.bodies"),
     ("app.*",),
     ("metrics", "build", "device_series", "exposition", "credentials", "scrub", "lines", "report"),

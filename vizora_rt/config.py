@@ -81,6 +81,7 @@ class Presence(Struct, frozen=True, forbid_unknown_fields=True):
 class Plays(Struct, frozen=True, forbid_unknown_fields=True):
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 16
     max_entries: Annotated[int, Meta(ge=1000)] = 1_000_000
+    device_share: Annotated[float, Meta(gt=0, le=1)] = 0.25
     max_events: Annotated[int, Meta(ge=1000)] = 100_000
 
 

@@ -121,6 +121,7 @@ UNKNOWN_NAMESPACE = Refusal("UNKNOWN_NAMESPACE", "there is only the root namespa
 UNKNOWN_EVENT = Refusal("UNKNOWN_EVENT", "unknown event", 400)
 INVALID_PAYLOAD = Refusal("INVALID_PAYLOAD", "invalid payload", 400)
 STORE_FULL = Refusal("STORE_FULL", "store_full", 503, retryable=True)
+PLAYS_SHARE = Refusal("PLAYS_SHARE", "plays_share_exceeded", 429, retryable=True)
 NOT_ALLOWED = Refusal("NOT_ALLOWED", "not for this kind of client", 403)
 
 

@@ -2,6 +2,10 @@
 
 import hashlib
 import itertools
+import random
+import re
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,14 +15,27 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from vizora_rt.app import play_script
-from vizora_rt.app.play_script import DAY_MS, KEEP_DAYS, LISTED_HOLES, MAX_BOOTS, MAX_HOLES, MAX_UNFINISHED, SCRIPT
+from vizora_rt.app.play_script import (
+    BUCKET_MS,
+    BUCKETS,
+    DAY_MS,
+    KEEP_DAYS,
+    LISTED_HOLES,
+    LONGEST_RETRY_MS,
+    MAX_BOOTS,
+    MAX_HOLES,
+    MAX_UNFINISHED,
+    PARTS,
+    PROTECTED_MS,
+    RETRY_MS,
+    SCRIPT,
+)
 from vizora_rt.app.plays import describe
 from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
 from vizora_rt.net.link import Address, ask
 from vizora_rt.wire.resp import ReplyError, pack
 
-SHA1 = hashlib.sha1(SCRIPT.encode()).hexdigest()
 NOW = 1_795_425_772_550
 TODAY = NOW // DAY_MS
 START, END = 1, 2
@@ -38,34 +55,45 @@ class Table:
             "vz:{p:3}:plays",
             f"vz:{{p:3}}:legacy:{device}",
         )
-        self.tell(("SCRIPT", "LOAD", SCRIPT))
+        self.use(SCRIPT)
+
+    def use(self, script: str) -> None:
+        (self.sha1,) = self.tell(("SCRIPT", "LOAD", script))
 
     def tell(self, *commands: tuple[str | int | bytes, ...]) -> list[Any]:
         return ask(self.address, [pack(*command) for command in commands], 10.0)
 
     def run(self, head: Sequence[Any], plays: Sequence[Sequence[Any]]) -> "Said":
         arguments = (*head, *itertools.chain.from_iterable(plays))
-        (reply,) = self.tell(("EVALSHA", SHA1, 3, self.seen, self.stream, self.legacy, *arguments))
+        (reply,) = self.tell(("EVALSHA", self.sha1, 3, self.seen, self.stream, self.legacy, *arguments))
         assert not isinstance(reply, ReplyError), reply
         return Said(reply)
 
     def record(
-        self, *plays: tuple[int, int], boot: str = "b1", now: int = NOW, room: int = ROOM, day: int | None = None
+        self,
+        *plays: tuple[int, int],
+        boot: str = "b1",
+        now: int = NOW,
+        room: int = ROOM,
+        day: int | None = None,
+        share: int = 0,
     ) -> "Said":
         """Plays as (number, phase)."""
         rows = [
-            (number, phase, now // DAY_MS if day is None else day, now - 5000, "spot", "list", "30", "100")
+            (number, phase, now // DAY_MS if day is None else day, now - 5000, "", "spot", "list", "30", "100")
             for number, phase in plays
         ]
-        return self.run((now, now // DAY_MS, room, self.device, "acme", boot), rows)
+        head = (now, now // DAY_MS, room, share, self.device, "acme", boot, 0, "", LISTED_HOLES)
+        return self.run(head, rows)
 
     def without(
         self, content: str, phase: int, at: int | str = "", now: int = NOW, digest: bytes | None = None
     ) -> "Said":
         """A play without a number."""
         digest = digest or hashlib.blake2b(f"{at} {phase} {content}".encode(), digest_size=8).digest()
-        row = (digest, phase, now // DAY_MS, at, content, "", "", "")
-        return self.run((now, now // DAY_MS, ROOM, self.device, "acme", ""), [row])
+        row = (digest, phase, now // DAY_MS, at, "", content, "", "", "")
+        bucket = "" if at == "" else int(at) // BUCKET_MS % BUCKETS
+        return self.run((now, now // DAY_MS, ROOM, 0, self.device, "acme", "", "", bucket, 0), [row])
 
     def entries(self) -> list[Entry]:
         (rows,) = self.tell(("XRANGE", self.stream, "-", "+"))
@@ -78,6 +106,14 @@ class Table:
         (reply,) = self.tell(("HGETALL", self.seen))
         return describe(dict(zip(reply[::2], reply[1::2], strict=True)), now)
 
+    def runs(self, boot: str = "b1") -> tuple[str, list[tuple[int, int]]]:
+        """What stands before the runs of a boot, and each of them as (code, length)."""
+        (value,) = self.tell(("HGET", self.seen, f"b:{boot}"))
+        *head, text = value.split(b" ", 5)
+        ends = [(int.from_bytes(text[at : at + 7]), text[at + 7]) for at in range(0, len(text), 8)]
+        lengths = [high - low for (high, _), (low, _) in zip(ends, [(0, 0), *ends], strict=False)]
+        return b" ".join(head).decode(), [(code, length) for (_, code), length in zip(ends, lengths, strict=True)]
+
     def fields(self, key: str, prefix: bytes) -> list[bytes]:
         (reply,) = self.tell(("HKEYS", key))
         return [field for field in reply if field.startswith(prefix)]
@@ -87,7 +123,8 @@ class Said:
     """The script's reply by name."""
 
     def __init__(self, reply: list[Any]) -> None:
-        self.taken = bool(reply[0])
+        self.taken = reply[0] == 1
+        self.wait = reply[1] if reply[0] == 2 else 0
         if self.taken:
             (_, self.watermark, self.accepted, self.duplicates, self.plays, self.missing) = reply[:6]
             (self.holes_lost, self.boots_lost, self.dropped) = reply[6:9]
@@ -117,13 +154,17 @@ class TestNumbered:
             {
                 "play_id": "lobby:b1:1",
                 "phase": "start",
+                "first": "1",
                 "device_id": "lobby",
                 "organization_id": "acme",
                 "content_id": "spot",
                 "playlist_id": "list",
                 "client_time": str(NOW - 5000),
+                "client_text": "",
                 "server_time": str(NOW),
                 "offset_ms": "5000",
+                "clock_ms": "0",
+                "late_ms": "5000",
                 "duration": "30",
                 "completion": "100",
             }
@@ -170,7 +211,9 @@ class TestNumbered:
         assert table.entries()[0]["play_id"] == f"lobby:b1:{2**53}"
 
     def test_a_play_without_a_time(self, table: Table) -> None:
-        table.run((NOW, TODAY, ROOM, "lobby", "acme", "b1"), [(1, END, TODAY, "", "spot", "", "", "")])
+        table.run(
+            (NOW, TODAY, ROOM, 0, "lobby", "acme", "b1", "", "", 0), [(1, END, TODAY, "", "", "spot", "", "", "")]
+        )
         (entry,) = table.entries()
         assert (entry["client_time"], entry["offset_ms"], entry["duration"]) == ("", "", "")
 
@@ -240,8 +283,7 @@ class TestBounds:
         for number in range(1, 4 * MAX_UNFINISHED, 2):
             said = table.record((number, START), *both(number + 1))
             assert said.missing == said.holes_lost == 0
-        (value,) = table.tell(("HGET", table.seen, "b:b1"))
-        assert value.count(b":") <= 2 * MAX_UNFINISHED + 1
+        assert len(table.runs()[1]) <= 2 * MAX_UNFINISHED + 1
         newest = 4 * MAX_UNFINISHED - 1
         assert table.record((newest, END)).accepted == 1
         assert table.record((1, END)).duplicates == 1
@@ -301,6 +343,156 @@ class TestBounds:
         assert not table.record((101, END), room=100).taken
 
 
+class TestShare:
+    """Of a stream with room for 1,000, of which a device may have 250 while others want it."""
+
+    ROOM = 1000
+    SHARE = 250
+
+    @staticmethod
+    def now() -> int:
+        """Entries have the time of Redis."""
+        return time.time_ns() // 1_000_000
+
+    def fill(self, table: Table, device: str, count: int, ms: int | None = None) -> None:
+        first = "*" if ms is None else f"{ms}-*"
+        table.tell(*(("XADD", table.stream, first, "device_id", device) for _ in range(count)))
+
+    def send(self, table: Table, first: int, count: int = 50) -> "Said":
+        return table.record(*ends(*range(first, first + count)), now=self.now(), room=self.ROOM, share=self.SHARE)
+
+    def send_until_refused(self, table: Table) -> tuple[int, "Said"]:
+        for sent in range(0, 3000, 50):
+            said = self.send(table, 1 + sent)
+            if not said.taken:
+                return sent, said
+        return 3000, said
+
+    def devices(self, table: Table) -> Counter[str]:
+        return Counter(entry["device_id"] for entry in table.entries())
+
+    def test_a_device_with_its_share_does_not_push_out_others(self, table: Table) -> None:
+        self.fill(table, "other", 600)
+        sent, said = self.send_until_refused(table)
+        assert sent == self.SHARE
+        assert 0 < said.wait <= LONGEST_RETRY_MS
+        assert self.devices(table) == {"other": 600, "lobby": sent}
+
+    def test_one_below_its_share_has_the_quarter_that_is_left(self, table: Table) -> None:
+        self.fill(table, "other", 600)
+        self.send_until_refused(table)
+        hall = Table.__new__(Table)
+        hall.__dict__ = {**table.__dict__, "device": "hall", "seen": "vz:{p:3}:seen:hall"}
+        sent, _ = self.send_until_refused(hall)
+        assert sent == self.SHARE
+        # It was below its share, so the oldest went: the hundred for which there was no room, and a hundredth more.
+        left = self.devices(table)
+        assert 480 <= left.pop("other") <= 500
+        assert left == {"lobby": self.SHARE, "hall": sent}
+
+    def test_it_takes_more_while_there_is_room(self, table: Table) -> None:
+        self.fill(table, "other", 100)
+        sent, _ = self.send_until_refused(table)
+        assert sent == 750 - 100
+
+    def test_what_is_its_own_it_pushes_out(self, table: Table) -> None:
+        sent, said = self.send_until_refused(table)
+        assert (sent, said.taken) == (3000, True)
+        assert len(table.entries()) <= self.ROOM
+
+    def test_what_is_old_it_pushes_out(self, table: Table) -> None:
+        self.fill(table, "other", 700, self.now() - PROTECTED_MS - 1000)
+        sent, said = self.send_until_refused(table)
+        assert (sent, said.taken) == (3000, True)
+
+    def test_it_is_told_when_that_will_be(self, table: Table) -> None:
+        self.fill(table, "other", 740, self.now() - PROTECTED_MS + 60_000)
+        _, said = self.send_until_refused(table)
+        assert 0 < said.wait <= 60_000
+
+    def test_behind_a_reader_that_lags_others_have_a_quarter(self, table: Table) -> None:
+        table.tell(("XGROUP", "CREATE", table.stream, "billing", "0", "MKSTREAM"))
+        sent, said = self.send_until_refused(table)
+        assert (sent, said.wait) == (750, RETRY_MS)
+        assert table.record(*ends(*range(1, 241)), now=self.now(), room=self.ROOM, share=self.SHARE, boot="b2").wait
+        other = table.run((self.now(), TODAY, self.ROOM, self.SHARE, "hall", "acme", "b", "", "", 0), [])
+        assert other.taken
+        table.seen = "vz:{p:3}:seen:hall"
+        assert table.record(*ends(*range(1, 201)), now=self.now(), room=self.ROOM, share=self.SHARE).accepted == 200
+
+    def test_when_its_entries_are_gone_it_is_below_its_share(self, table: Table) -> None:
+        self.fill(table, "other", 600)
+        sent, _ = self.send_until_refused(table)
+        self.fill(table, "other", 1)
+        table.tell(("XTRIM", table.stream, "MAXLEN", 1))
+        self.fill(table, "other", 740)
+        assert self.send(table, sent + 1).taken
+
+    def test_plays_without_a_number_count_as_well(self, table: Table) -> None:
+        self.fill(table, "other", 745)
+        taken = 0
+        for at in range(300):
+            row = (hashlib.blake2b(b"%d" % at, digest_size=8).digest(), END, TODAY, NOW + at, "", "spot", "", "", "")
+            head = (self.now(), TODAY, self.ROOM, self.SHARE, "lobby", "acme", "", "", at % BUCKETS, 0)
+            taken += table.run(head, [row]).taken
+        assert taken == self.SHARE
+
+    def test_what_is_kept_of_it_is_bounded(self, table: Table) -> None:
+        for batch in range(200):
+            self.send(table, 1 + 50 * batch)
+        (held,) = table.tell(("HGET", table.seen, "held"))
+        assert held.count(b":") <= 2 * PARTS + 2
+
+
+class TestOrder:
+    """An end that comes before its start is the same play."""
+
+    def test_with_numbers(self, table: Table) -> None:
+        assert table.record((1, END)).plays == 1
+        assert table.record((1, START)).plays == 0
+        assert [(entry["phase"], entry["first"]) for entry in table.entries()] == [("end", "1"), ("start", "0")]
+
+    def test_without_numbers(self, table: Table) -> None:
+        assert table.without("spot", END, NOW + 30_000).plays == 1
+        assert table.without("spot", START, NOW).plays == 0
+        first, second = table.entries()
+        assert first["play_id"] == second["play_id"]
+        assert (first["phase"], second["phase"]) == ("end", "start")
+        # Both are in: neither is open.
+        assert table.without("spot", START, NOW - 1).plays == 1
+        assert table.without("spot", END, NOW + 29_999).plays == 0
+
+    def test_the_first_end_after_it(self, table: Table) -> None:
+        for at in (NOW + 90_000, NOW + 30_000, NOW + 60_000):
+            table.without("spot", END, at)
+        assert table.without("spot", START, NOW + 31_000).plays == 0
+        ids = [entry["play_id"] for entry in table.entries()]
+        assert ids[3] == ids[2]
+
+    def test_a_play_that_began_after_an_end_is_another(self, table: Table) -> None:
+        table.without("spot", END, NOW)
+        assert table.without("spot", START, NOW + 1).plays == 1
+
+    def test_nor_is_one_of_the_day_before_or_of_another_content(self, table: Table) -> None:
+        table.without("spot", END, NOW)
+        assert table.without("other", START, NOW - 5).plays == 1
+        assert table.without("spot", START, NOW - DAY_MS).plays == 1
+
+    def test_a_late_start_leaves_the_one_that_plays_now(self, table: Table) -> None:
+        table.without("spot", END, NOW + 30_000)
+        table.without("spot", START, NOW + 31_000)
+        assert table.without("spot", START, NOW).plays == 0
+        assert table.without("spot", END, NOW + 60_000).plays == 0
+        ids = [entry["play_id"] for entry in table.entries()]
+        assert (ids[2], ids[3]) == (ids[0], ids[1])
+
+    def test_ends_without_a_start_are_bounded(self, table: Table) -> None:
+        for number in range(play_script.MAX_OPEN + 1):
+            table.without(f"spot-{number}", END, NOW)
+        assert table.without("spot-0", START, NOW - 1).plays == 1
+        assert table.without("spot-1", START, NOW - 1).plays == 0
+
+
 class TestWithoutNumbers:
     def test_known_by_content_and_time(self, table: Table) -> None:
         assert table.without("spot", END, NOW).accepted == 1
@@ -329,10 +521,9 @@ class TestWithoutNumbers:
             table.without("spot", END, at * 600_000)
         assert len(table.fields(table.legacy, b"2")) == 288
 
-    def test_digests_of_a_bucket_are_bounded(self, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_digests_of_a_bucket_are_bounded(self, table: Table) -> None:
         small = SCRIPT.replace(f"MAX_DIGESTS = {play_script.MAX_DIGESTS}", "MAX_DIGESTS = 3")
-        monkeypatch.setattr(f"{__name__}.SHA1", hashlib.sha1(small.encode()).hexdigest())
-        table.tell(("SCRIPT", "LOAD", small))
+        table.use(small)
         for at in range(5):
             assert table.without("spot", END, at).accepted == 1
         assert [table.without("spot", END, at).duplicates for at in (4, 3, 2)] == [1, 1, 1]
@@ -407,15 +598,149 @@ def test_runs_say_what_a_set_would(table: Table, batches: list[list[tuple[int, i
         assert said.watermark == (min(missing) - 1 if missing else max(numbers))
         assert {n for low, high in said.holes for n in range(low, high + 1)} == missing
         assert said.missing == len(missing)
-        (value,) = table.tell(("HGET", table.seen, "b:b1"))
-        codes = [sum(phase for of, phase in known if of == number) for number in range(max(numbers), 0, -1)]
-        runs = ",".join(f"{code}:{len(list(same))}" for code, same in itertools.groupby(codes))
-        assert value.decode() == f"{NOW} 0 {max(numbers)} {runs}"
+        codes = [sum(phase for of, phase in known if of == number) for number in range(1, max(numbers) + 1)]
+        runs = [(code, len(list(same))) for code, same in itertools.groupby(codes)]
+        holes = sum(code == 0 for code, _ in runs)
+        assert table.runs() == (f"{NOW} 0 {max(numbers)} {len(missing)} {holes}", runs)
     found = {(int(e["play_id"].rpartition(":")[2]), START if e["phase"] == "start" else END) for e in table.entries()}
     assert found == known
     assert len(table.entries()) == len(known)
     if known:
         assert sum(table.described()["days"].values()) == len({number for number, _ in known})
+
+
+SMALL = {"MAX_HOLES": 3, "MAX_UNFINISHED": 2}
+
+
+def small_script() -> str:
+    """The script with bounds that a short test can meet."""
+    text = SCRIPT
+    for name, value in SMALL.items():
+        text, changed = re.subn(rf"^local {name} = \d+$", f"local {name} = {value}", text, flags=re.MULTILINE)
+        assert changed == 1
+    return text
+
+
+class Model:
+    """What the script remembers of a boot, number by number."""
+
+    def __init__(self) -> None:
+        self.codes: dict[int, int] = {}
+        self.lost = 0
+
+    def runs(self) -> list[tuple[int, int]]:
+        codes = [self.codes.get(number, 0) for number in range(1, max(self.codes, default=0) + 1)]
+        return [(code, len(list(same))) for code, same in itertools.groupby(codes)]
+
+    def record(self, batch: list[tuple[int, int]]) -> int:
+        """How many phases are new."""
+        accepted = 0
+        for number, phase in batch:
+            known = self.codes.get(number, 0)
+            if known not in (phase, 3):
+                self.codes[number] = known + phase
+                accepted += 1
+        runs = self.runs()
+        holes = sum(code == 0 for code, _ in runs)
+        over = holes - SMALL["MAX_HOLES"]
+        surplus = len(runs) - 2 * (min(holes, SMALL["MAX_HOLES"]) + SMALL["MAX_UNFINISHED"]) - 1
+        number = 1
+        for code, length in runs:
+            if code == 0 and over > 0:
+                over, self.lost = over - 1, self.lost + length
+                self.codes.update(dict.fromkeys(range(number, number + length), 3))
+            elif code in (1, 2) and surplus > 0:
+                surplus -= 1
+                self.codes.update(dict.fromkeys(range(number, number + length), 3))
+            number += length
+        return accepted
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batches=st.lists(
+        st.lists(st.tuples(st.integers(1, 60), st.sampled_from([START, END])), min_size=1, max_size=20), max_size=10
+    )
+)
+def test_the_bounds_give_up_the_oldest(table: Table, batches: list[list[tuple[int, int]]]) -> None:
+    table.tell(("FLUSHALL",))
+    table.use(small_script())
+    model = Model()
+    for batch in batches:
+        accepted = model.record(batch)
+        said = table.record(*batch)
+        head, runs = table.runs()
+        missing = [number for number in range(1, max(model.codes)) if not model.codes.get(number)]
+        holes = sum(code == 0 for code, _ in model.runs())
+        assert runs == model.runs()
+        assert head == f"{NOW} {model.lost} {max(model.codes)} {len(missing)} {holes}"
+        assert (said.accepted, said.missing, holes <= SMALL["MAX_HOLES"]) == (accepted, len(missing), True)
+
+
+class Shapes:
+    """Batches of one device that each leave as many holes, runs, boots or duplicates as they can."""
+
+    @staticmethod
+    def ascending(batch: int) -> tuple[str, list[tuple[int, int]]]:
+        return "b", ends(*range(2 + 100 * batch, 102 + 100 * batch, 2))
+
+    @staticmethod
+    def descending(batch: int) -> tuple[str, list[tuple[int, int]]]:
+        return "b", ends(*range(100_000 - 100 * batch, 99_900 - 100 * batch, -2))
+
+    @staticmethod
+    def random(batch: int) -> tuple[str, list[tuple[int, int]]]:
+        return "b", ends(*random.Random(batch).sample(range(1, 100_000), 50))
+
+    @staticmethod
+    def far(batch: int) -> tuple[str, list[tuple[int, int]]]:
+        return "b", ends(*(2**53 - number * 2**40 for number in range(50 * batch, 50 * batch + 50)))
+
+    @staticmethod
+    def unfinished(batch: int) -> tuple[str, list[tuple[int, int]]]:
+        return "b", [(1 + 50 * batch + n, START if n % 2 else END) for n in range(50)]
+
+    @staticmethod
+    def filled(batch: int) -> tuple[str, list[tuple[int, int]]]:
+        """Holes, and then into each of them."""
+        first = 2000 * (batch % 2)
+        return "b", ends(*range(1_000_000 + 100 * batch - first, 1_000_100 + 100 * batch - first, 2))
+
+    @staticmethod
+    def boots(batch: int) -> tuple[str, list[tuple[int, int]]]:
+        return f"b{batch}", ends(*range(2, 102, 2))
+
+    @staticmethod
+    def duplicates(batch: int) -> tuple[str, list[tuple[int, int]]]:
+        return "b", ends(*range(2 + 100 * (batch % 4), 102 + 100 * (batch % 4), 2))
+
+    ALL = (ascending, descending, random, far, unfinished, filled, boots, duplicates)
+
+
+class TestCost:
+    @pytest.mark.parametrize("shape", [each.__name__ for each in Shapes.ALL])
+    def test_a_batch_costs_what_its_plays_cost(self, table: Table, shape: str) -> None:
+        """However many came before: the tenth part of 120 batches is as cheap as the first."""
+        make = getattr(Shapes, shape)
+        costs = []
+        for batch in range(120):
+            boot, plays = make(batch)
+            table.tell(("CONFIG", "RESETSTAT"))
+            table.record(*plays, boot=boot)
+            (stats,) = table.tell(("INFO", "commandstats"))
+            found = re.search(rb"cmdstat_evalsha:calls=1,usec=(\d+)", stats)
+            assert found is not None
+            costs.append(int(found[1]))
+        first, last = min(costs[1:12]), min(costs[-24:])
+        print(f"{shape}: {first} us, after 120 batches {last} us, at most {max(costs)} us")
+        # Were all runs read for each batch, it would be five times the cost; for each play, a hundred times.
+        assert last <= 3 * first
+
+    def test_what_is_kept_of_a_device_is_bounded(self, table: Table) -> None:
+        for batch in range(40):
+            table.record(*Shapes.ascending(batch)[1])
+        (value,) = table.tell(("HGET", table.seen, "b:b1"))
+        assert len(value) <= 8 * (2 * (MAX_HOLES + MAX_UNFINISHED) + 1) + 100
 
 
 class Network(RuleBasedStateMachine):

@@ -1,6 +1,5 @@
 """What becomes of an impression before and after the script: its arguments, its ack, what is counted."""
 
-from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -8,10 +7,10 @@ import pytest
 from vizora_rt import config
 from vizora_rt.app import plays
 from vizora_rt.app.handlers import Outcome, Write
-from vizora_rt.app.play_script import DAY_MS, KEEP_DAYS
-from vizora_rt.app.plays import Plays, describe, milliseconds
+from vizora_rt.app.play_script import ARGUMENTS, DAY_MS, HEAD, KEEP_DAYS, LISTED_HOLES, PLAYS_A_CALL
+from vizora_rt.app.plays import Plays, describe, when
 from vizora_rt.app.state import Device
-from vizora_rt.errors import STORE_FULL, STORE_UNAVAILABLE
+from vizora_rt.errors import PLAYS_SHARE, STORE_FULL, STORE_UNAVAILABLE
 from vizora_rt.wire import payloads
 from vizora_rt.wire.payloads import Impression, Impressions
 
@@ -50,7 +49,7 @@ def write(outcome: Outcome) -> Write:
 
 def arguments(outcome: Outcome) -> tuple[Any, ...]:
     """Of the first play."""
-    return write(outcome).args[6:14]
+    return write(outcome).args[HEAD : HEAD + ARGUMENTS]
 
 
 class TestKeys:
@@ -67,15 +66,42 @@ class TestKeys:
 
 class TestArguments:
     def test_of_a_message(self, device: Device, recorder: Plays) -> None:
-        head = write(recorder.impressions(device, impressions({"seq": 1}, {"seq": 2}), NOW)).args[:6]
-        assert head == (NOW, TODAY, 1000, b"lobby", "acme", "b")
+        head = write(recorder.impressions(device, impressions({"seq": 1}, {"seq": 2}), NOW)).args[:HEAD]
+        assert head == (NOW, TODAY, 1000, 0, b"lobby", "acme", "b", "", "", LISTED_HOLES)
+
+    def test_a_large_stream_is_shared(self, device: Device) -> None:
+        large = Plays(config.Plays(max_entries=160_000, device_share=0.5))
+        large.partitions = 16
+        assert write(large.impressions(device, impressions({"seq": 1}), NOW)).args[2:4] == (10_000, 5_000)
+
+    @pytest.mark.parametrize(
+        ("sent_at", "beat", "clock"),
+        [
+            (None, None, ""),
+            (NOW - 5000, None, 5000),
+            (None, 70, 70),
+            (NOW + 5000, 70, -5000),
+            # Held up on its way, or kept by the client's library until it was connected.
+            (NOW - 5000, 70, 70),
+            ("2026-11-23T09:22:50.550Z", None, 2000),
+            ("soon", 70, 70),
+            ("soon", None, ""),
+        ],
+    )
+    def test_how_far_the_clock_is_behind(
+        self, device: Device, recorder: Plays, sent_at: Any, beat: int | None, clock: int | str
+    ) -> None:
+        device.clock_ms = beat
+        batch = payloads.validate(Impressions, {"boot": "b", "plays": [], "sentAt": sent_at})
+        assert write(recorder.impressions(device, batch, NOW)).args[7] == clock
+        assert write(recorder.impression(device, impression(sentAt=sent_at), NOW)).args[7] == clock
 
     def test_of_a_play(self, device: Device, recorder: Plays) -> None:
         played = {"playlistId": "p", "duration": 2.5, "completionPercentage": 100, "timestamp": NOW - DAY_MS}
         given = arguments(recorder.impressions(device, impressions({"seq": 7, "phase": "start", **played}), NOW))
-        assert given == (7, 1, TODAY - 1, NOW - DAY_MS, "spot", "p", "2.5", "100")
+        assert given == (7, 1, TODAY - 1, NOW - DAY_MS, "", "spot", "p", "2.5", "100")
         given = arguments(recorder.impression(device, impression(play={"boot": "b", "seq": 9}), NOW))
-        assert given == (9, 2, TODAY, "", "spot", "", "", "")
+        assert given == (9, 2, TODAY, "", "", "spot", "", "", "")
 
     @pytest.mark.parametrize(
         ("fields", "phase"),
@@ -117,18 +143,87 @@ class TestArguments:
 
 class TestTimes:
     @pytest.mark.parametrize(
-        ("given", "ms"),
+        ("given", "found"),
         [
-            (None, None),
-            (5.9, 5),
-            (datetime(2026, 11, 23, 9, 22, 52, 550_999, tzinfo=UTC), NOW),
-            (datetime(2026, 11, 23, 9, 22, 52, 550_000), NOW),
-            (datetime(2026, 11, 23, 4, 22, 52, 550_000, tzinfo=timezone(timedelta(hours=-5))), NOW),
-            (datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC), -1000),
+            (None, (None, "")),
+            (NOW, (NOW, "")),
+            ("2026-11-23T09:22:52.550Z", (NOW, "")),
+            ("yesterday", (None, "yesterday")),
+            (-1, (None, "-1")),
+            (True, (None, "true")),
+            ({"$date": "x"}, (None, '{"$date":"x"}')),
+            (["x" * 70_000], (None, "?")),
         ],
     )
-    def test_milliseconds(self, given: float | datetime | None, ms: int | None) -> None:
-        assert milliseconds(given) == ms
+    def test_when(self, given: Any, found: tuple[int | None, str]) -> None:
+        assert when(given) == found
+
+    def test_one_that_is_not_understood_tells_the_play(self, device: Device, recorder: Plays) -> None:
+        def told(**data: Any) -> tuple[Any, ...]:
+            made = write(recorder.impression(device, impression(**data), NOW)).args
+            return (made[HEAD], made[8])
+
+        known = told(timestamp="yesterday", duration=1)
+        assert told(timestamp="yesterday", duration=2) == known
+        assert isinstance(known[1], int)
+        others: list[dict[str, Any]] = [
+            {"timestamp": "yesterday"},
+            {"timestamp": "today", "duration": 1},
+            {"timestamp": -1},
+        ]
+        assert len({known, *(told(**each) for each in others)}) == 4
+
+    def test_it_is_kept_cut_to_length(self, device: Device, recorder: Plays) -> None:
+        given = arguments(recorder.impression(device, impression(timestamp="y" * 200), NOW))
+        assert given[3:5] == ("", "y" * 128)
+
+    def test_it_is_counted_when_the_play_is_new(self, device: Device, recorder: Plays) -> None:
+        then = write(recorder.impression(device, impression(timestamp="yesterday"), NOW)).then
+        ignored = ("ws_fields_ignored_total", ("content:impression", "wrong_type"), 1)
+        assert then([1, -1, 1, 0, 1, -1, 0, 0, 0, b""]).tallies == (ignored,)
+        assert then([1, -1, 0, 1, 0, -1, 0, 0, 0, b""]).tallies == ()
+
+
+class TestParts:
+    """A batch is written some plays at a time."""
+
+    @staticmethod
+    def reply(accepted: int, duplicates: int) -> list[Any]:
+        return [1, 5, accepted, duplicates, accepted, 0, 0, 0, 0, b""]
+
+    def test_each_is_counted_and_the_last_is_acked(self, device: Device, recorder: Plays) -> None:
+        outcome = recorder.impressions(device, impressions(*({"seq": n} for n in range(1, 2 * PLAYS_A_CALL + 2))), NOW)
+        numbers: list[int] = []
+        for accepted, duplicates in ((30, 10), (40, 0), (0, 1)):
+            part = write(outcome)
+            numbers += part.args[HEAD::ARGUMENTS]  # type: ignore[arg-type]
+            last = len(numbers) == 2 * PLAYS_A_CALL + 1
+            assert part.args[HEAD - 1] == (LISTED_HOLES if last else 0)
+            outcome = part.then(self.reply(accepted, duplicates))
+            assert sum(count for _, count in outcome.counts) == accepted + duplicates
+        assert numbers == list(range(1, 2 * PLAYS_A_CALL + 2))
+        assert outcome.write is None
+        assert outcome.reply == b'{"watermark":5,"accepted":70,"duplicates":11,"missing":[]}'
+
+    def test_what_is_refused_ends_it(self, device: Device, recorder: Plays) -> None:
+        batch = impressions(*({"seq": n} for n in range(1, 2 * PLAYS_A_CALL + 2)))
+        second = write(recorder.impressions(device, batch, NOW)).then(self.reply(PLAYS_A_CALL, 0))
+        outcome = write(second).then([0])
+        assert (outcome.refusal, outcome.write) == (STORE_FULL, None)
+
+    @pytest.mark.parametrize(
+        ("data", "count"),
+        [
+            ({"plays": [1, 2, 3]}, 3),
+            ({"plays": [{}] * 5000}, payloads.MAX_PLAYS),
+            ({"plays": "x" * 100}, 0),
+            ({}, 0),
+            (None, 0),
+            ([1, 2], 0),
+        ],
+    )
+    def test_how_many_there_are_before_they_are_validated(self, data: Any, count: int) -> None:
+        assert plays.parts(data) == count
 
 
 class TestSettling:
@@ -165,17 +260,29 @@ class TestSettling:
         assert (outcome.refusal, outcome.counts) == (STORE_FULL, ())
         assert outcome.tallies == (("limits_exceeded_total", ("plays_entries",), 1),)
 
+    def test_a_device_with_its_share(self, device: Device, recorder: Plays) -> None:
+        outcome = write(recorder.impressions(device, impressions({"seq": 1}), NOW)).then([2, 60_000])
+        assert (outcome.refusal, outcome.counts, outcome.retry_after_ms) == (PLAYS_SHARE, (), 60_000)
+        assert outcome.tallies == (("limits_exceeded_total", ("plays_share",), 1),)
+
     def test_a_batch_always_has_room(self, device: Device) -> None:
         small = Plays(config.Plays(partitions=1024, max_entries=1000))
         small.partitions = 1024
         assert write(small.impression(device, impression(), NOW)).args[2] == payloads.MAX_PLAYS
 
 
+def value(last: int, top: int, *runs: tuple[int, int]) -> bytes:
+    """A boot with these runs: the last number of each, and its code."""
+    missing = sum(high - low for (low, _), (high, code) in zip([(0, 0), *runs], runs, strict=False) if not code)
+    text = b"".join(high.to_bytes(7) + bytes([code]) for high, code in runs)
+    return b"%d 0 %d %d %d " % (last, top, missing, sum(not code for _, code in runs)) + text
+
+
 def test_a_description_leaves_out_what_is_too_old() -> None:
     seen = {
-        b"b:old": b"%d 0 5 2:5" % (NOW - KEEP_DAYS * DAY_MS),
-        b"b:new": b"%d 0 5 2:5" % NOW,
-        b"b:older": b"%d 0 5 2:4,0:1" % (NOW - 5),
+        b"b:old": value(NOW - KEEP_DAYS * DAY_MS, 5, (5, 2)),
+        b"b:new": value(NOW, 5, (5, 2)),
+        b"b:older": value(NOW - 5, 5, (1, 0), (5, 2)),
         b"missing": b"0",
         b"d:20781": b"2",
         b"d:20780": b"1",

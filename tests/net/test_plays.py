@@ -302,6 +302,100 @@ class TestImpressions:
                 assert 20_000 < body["retryAfterMs"] <= 60_000
 
 
+class TestClocks:
+    """A play that comes late and one of a clock that is behind have the same `client_time`, and are told apart."""
+
+    async def test_late_or_behind(self, service: Service) -> None:
+        hours = 5 * 3_600_000
+        async with screen(service, "clock") as it:
+            now = int(time.time() * 1000)
+            batch = {"boot": "b", "plays": [play(1, timestamp=now - hours)]}
+            await it.taken("content:impressions", {**batch, "sentAt": now})
+            batch = {"boot": "b", "plays": [play(2, timestamp=now - hours)]}
+            await it.taken("content:impressions", {**batch, "sentAt": now - hours})
+            await it.taken("content:impressions", {"boot": "b", "plays": [play(3, timestamp=now)]})
+            # A heartbeat tells it as well, for what comes without `sentAt`.
+            await it.taken("heartbeat", {"sentAt": now - hours})
+            numbered = {"contentId": "spot", "timestamp": now - hours, "play": {"boot": "b", "seq": 4}}
+            await it.taken("content:impression", numbered)
+        late, behind, unknown, told = entries(service, "clock")
+        for entry, clock, lateness in ((late, 0, hours), (behind, hours, 0), (told, hours, 0)):
+            assert clock <= int(entry["clock_ms"]) < clock + 60_000
+            assert lateness - 60_000 < int(entry["late_ms"]) < lateness + 60_000
+            assert hours <= int(entry["offset_ms"]) < hours + 60_000
+        assert (unknown["clock_ms"], unknown["late_ms"]) == ("", "")
+
+
+TIMES = [
+    "2026-11-23T14:00Z",
+    "2026-11-23T15:00:06+01",
+    "20261123T140006Z",
+    "1795442406000",
+    1795442406,
+    "Mon, 23 Nov 2026 14:00:06 GMT",
+    "2026-11-23 14:00:06,5",
+    "11/23/2026, 2:00:06 PM",
+    "yesterday",
+    -1,
+    {"$date": "2026-11-23T14:00:06Z"},
+]
+
+
+class TestTimes:
+    @pytest.mark.parametrize("timestamp", TIMES, ids=str)
+    async def test_what_is_sent_again_is_the_same_play(self, service: Service, timestamp: object) -> None:
+        """Whether its time is understood or not."""
+        name = f"time-{TIMES.index(timestamp)}"
+        async with screen(service, name) as it:
+            message = {"contentId": "spot", "timestamp": timestamp, "duration": 1}
+            assert [await it.taken("content:impression", message) for _ in range(3)] == [
+                {"duplicate": duplicate} for duplicate in (False, True, True)
+            ]
+        (entry,) = entries(service, name)
+        assert bool(entry["client_time"]) is (TIMES.index(timestamp) < 7)
+        assert bool(entry["client_text"]) is (TIMES.index(timestamp) >= 7)
+
+    async def test_one_that_is_not_understood_is_counted_once(self, service: Service) -> None:
+        name = 'vizora_realtime_ws_fields_ignored_total{type="content:impression",why="wrong_type"}'
+        before = service.metric(name) or 0
+        async with screen(service, "counted") as it:
+            for _ in range(3):
+                await it.taken("content:impression", {"contentId": "spot", "timestamp": "counted", "duration": 1})
+        until(lambda: service.metric(name) == before + 1)
+
+
+class TestShare:
+    async def test_one_device_does_not_push_out_what_others_sent(self, tmp_path: Path) -> None:
+        """64,000 plays, as fast as they are taken, beside the plays of another organisation in the same stream."""
+        env = {**ENV, "VIZORA_PLAYS__MAX_ENTRIES": "20000", "VIZORA_PLAYS__PARTITIONS": "1"}
+        with Service(tmp_path, env, workers=1) as shared:
+            shared.start()
+
+            def plays_of_first() -> int:
+                (rows,) = redis(shared, ("XRANGE", plays.stream_key(0), "-", "+", "COUNT", 400))
+                return sum(row[1][7] == b"first" for row in rows)
+
+            async with screen(shared, "first") as first, screen(shared, "greedy") as greedy:
+                for number in range(2):
+                    batch = {"boot": "b", "plays": [play(200 * number + n) for n in range(1, 201)]}
+                    await first.taken("content:impressions", batch)
+                refused = 0
+                for number in range(320):
+                    batch = {"boot": "b", "plays": [play(200 * number + n) for n in range(1, 201)]}
+                    body = await greedy.tell("content:impressions", batch)
+                    if not body["success"]:
+                        assert (body["code"], body["retryable"]) == ("PLAYS_SHARE", True)
+                        assert 0 < body["retryAfterMs"] <= 600_000
+                        refused += 1
+                assert refused > 200
+                assert plays_of_first() == 400
+                limit = 'vizora_realtime_limits_exceeded_total{limit="plays_share"}'
+                until(lambda: shared.metric(limit) == refused)
+                # The other goes on, in the quarter that is left.
+                batch = {"boot": "b", "plays": [play(1000 + n) for n in range(1, 201)]}
+                assert (await first.taken("content:impressions", batch))["accepted"] == 200
+
+
 class TestFigures:
     async def test_plays_duplicates_and_what_is_missing(self, service: Service) -> None:
         names = ("total", "duplicate_total", "missing")
@@ -630,7 +724,8 @@ class TestPlaysOf:
         assert await plays_of(bench.store, "nobody", 16) == {"deviceId": "nobody", "boots": [], "days": {}}
         seen = plays.seen_key(b"lobby", 16)
         now = int(time.time() * 1000)
-        value = f"{now} 2 20 2:5,0:3,3:10,0:1,1:1"
+        runs = ((1, 1), (2, 0), (12, 3), (15, 0), (20, 2))
+        value = b"%d 2 20 4 2 " % now + b"".join(high.to_bytes(7) + bytes([code]) for high, code in runs)
         await bench.store.request("other", pack("HSET", seen, "b:boot-1", value, "d:20780", 17, "missing", 4))
         assert await plays_of(bench.store, "lobby", 16) == {
             "deviceId": "lobby",

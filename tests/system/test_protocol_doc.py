@@ -314,8 +314,8 @@ def fields(schema: type[Struct], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def rule(kind: Any) -> str:
-    if kind == payloads.Time | None:
-        return "RFC 3339 time, or milliseconds since the epoch"
+    if kind in (payloads.Time | None, payloads.Sent | None):
+        return "[time](#times)"
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return "; or ".join(rule(each) for each in arguments if each is not type(None))

@@ -14,7 +14,7 @@ from tests.wire.noise import (
     json_text,
 )
 from vizora_rt.errors import BAD_MESSAGE, INVALID_PAYLOAD, RATE_LIMITED, STORE_UNAVAILABLE, UNKNOWN_EVENT, Refusal
-from vizora_rt.wire import messages, payloads
+from vizora_rt.wire import messages, times
 from vizora_rt.wire.messages import (
     MENDED,
     decode,
@@ -251,7 +251,7 @@ class TestPlainJSON:
     [
         (0, "1970-01-01T00:00:00.000Z"),
         (1_764_000_000_007, "2025-11-24T16:00:00.007Z"),
-        (payloads.LAST_MS, "9999-12-31T23:59:59.999Z"),
+        (times.LAST_MS, "9999-12-31T23:59:59.999Z"),
     ],
 )
 def test_iso(ms: int, text: str) -> None:

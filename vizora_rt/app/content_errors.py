@@ -6,9 +6,8 @@ from typing import Any, Final
 from vizora_rt import config
 from vizora_rt.app import events
 from vizora_rt.app.handlers import Event, Outcome, Write
-from vizora_rt.app.plays import milliseconds
 from vizora_rt.app.state import Device
-from vizora_rt.wire import messages
+from vizora_rt.wire import messages, times
 from vizora_rt.wire.payloads import ContentError
 
 TYPES: Final = ("load_failed", "playback_error", "network_error", "decode_error", "timeout")
@@ -47,7 +46,7 @@ class ContentErrors:
             "errorType": kind,
             "errorMessage": payload.error_message,
             "errorCode": payload.error_code,
-            "timestamp": milliseconds(payload.timestamp),
+            "timestamp": times.milliseconds(payload.timestamp),
             "serverTime": now,
         }
         text = messages.dumps({name: value for name, value in fields.items() if value is not None})

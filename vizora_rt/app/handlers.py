@@ -12,7 +12,7 @@ from vizora_rt.app import commands, screenshots
 from vizora_rt.app.state import Device, State
 from vizora_rt.config import Player
 from vizora_rt.errors import INVALID_PAYLOAD, Refusal
-from vizora_rt.wire import messages
+from vizora_rt.wire import messages, times
 from vizora_rt.wire.payloads import Content, Heartbeat, PlaylistRequest, ScreenshotResponse
 
 RECONCILE_EVERY_MS: Final = 60_000
@@ -38,6 +38,7 @@ class Outcome:
     how much each grew; `tallies` are counters with closed labels: family, label values, growth. `notice` is an event
     and its JSON for the dashboards of the organisation; `events` are such for the sender, behind the ack. `issue` is
     what those hear of who keep the service: a kind, a reason of a closed set, and what else is known.
+    `retry_after_ms` goes with a refusal: when the client may come again, 0 when that is not known.
     """
 
     reply: bytes = b"{}"
@@ -50,6 +51,7 @@ class Outcome:
     notice: tuple[str, bytes] | None = None
     issue: tuple[str, str, dict[str, object]] | None = None
     events: tuple[tuple[str, bytes], ...] = ()
+    retry_after_ms: int = 0
 
 
 SUSPENDED: Final = Outcome(b'{"playlist":null,"version":null,"source":"suspended"}')
@@ -72,6 +74,12 @@ class Event:
     parts: Callable[[Any], int] | None = None
 
 
+def behind(sent_at: str | float | None, now: int) -> int | None:
+    """By how many ms a client's clock is behind ours, and its message was on its way; None when it did not tell."""
+    sent = times.milliseconds(sent_at)
+    return None if sent is None else now - sent
+
+
 class Handlers:
     """The table, bound to this worker's state."""
 
@@ -92,6 +100,9 @@ class Handlers:
         """Taken into memory at once; written later, coalesced: last write wins."""
         if payload.current_content.__class__ is str:
             payload.current_content = Content(content_id=payload.current_content)
+        if payload.sent_at is not None:
+            device.clock_ms = behind(payload.sent_at, now)
+            payload.sent_at = None
         device.heartbeat = payload
         device.last_heartbeat = now
         device.heartbeats_ok += 1

@@ -1,14 +1,18 @@
 """The script that records plays: one message's, atomically, over keys of one partition. And what bounds it.
 
-A device's hash `seen` holds, per boot of the player, which phases of which plays are in, as runs, newest first:
-`3:5000` are five thousand plays with both. So a boot takes 40 bytes however many plays it has sent, a hole 10 more.
+A device's hash `seen` holds, per boot of the player, which phases of which plays are in, as runs in order of their
+numbers: five thousand plays with both are one. So a boot takes 40 bytes however many plays it has sent, a hole 16 more.
+A run is eight bytes, so a play's is found by halving: a play costs the same however many holes there are.
 
-    seen    b:<boot>  "<last ms> <lost> <newest number> <runs>"; code of a run: 0 a hole, 1 start, 2 end, 3 both
+    seen    b:<boot>  "<last ms> <lost> <newest number> <missing> <holes> " and the runs: of each the last number in
+                      seven bytes, the highest first, and a code: 0 a hole, 1 start, 2 end, 3 both
             d:<day>   plays of that UTC day (days since the epoch), by their own time where that can be true
             missing   plays in the holes of all its boots
+            held      what the device has in the stream: "<ms of the newest>:<entries>" of parts of it, oldest first
     legacy  <day>:<bucket>  8 bytes for each play without a number that came that day; a bucket is ten minutes of the
                       player's clock, of which 48 hours have one each
             open      starts that no end has closed: "<content> <ms> <id>" a line, newest first
+            ended     ends without a start: the same with the player's ms after the id
             today     the day of the last play, to know when a day can be forgotten
 
 Past 300 lines because the script is one.
@@ -26,6 +30,8 @@ MAX_UNFINISHED: Final = 100
 with both phases; the oldest beyond count as finished."""
 LISTED_HOLES: Final = 100
 """Of which an ack tells. A player that sends these again gets to know of the next ones."""
+PLAYS_A_CALL: Final = 40
+"""Of a batch, in one run of the script. Redis does nothing else meanwhile: 0.3 to 1 ms."""
 LEGACY_DAYS: Final = 2
 """A play without a number is known again for 48 hours, and at most a day longer."""
 OPEN_MS: Final = 24 * 3_600_000
@@ -33,10 +39,25 @@ MAX_OPEN: Final = 32
 """Contents that a player without numbers shows at a time: more than a screen has zones."""
 MAX_DIGESTS: Final = 4096
 """Plays without a number that are known again, of ten minutes: seven a second."""
+BUCKETS: Final = 288
+BUCKET_MS: Final = 600_000
+
+PROTECTED_MS: Final = 12 * 3_600_000
+"""A device that has its share does not push out what others sent so lately: longer than a night without a reader."""
+RETRY_MS: Final = 60_000
+"""After which a device that has its share comes again while a group of readers lags behind."""
+LONGEST_RETRY_MS: Final = 600_000
+"""The same when it would push out what is protected: entries of others may make room before that."""
+PARTS: Final = 16
+"""So exactly is it known when entries of a device have gone: to a sixteenth of its share."""
+TRIMMED: Final = 10_000
+"""Entries that are taken out of the stream at a time, in 0.3 ms."""
 
 DAY_MS: Final = 86_400_000
-ARGUMENTS: Final = 8
-"""Of each play, after the message's own."""
+HEAD: Final = 10
+"""Arguments of the message, before those of its plays."""
+ARGUMENTS: Final = 9
+"""Of each play."""
 
 _CONSTANTS: Final = {
     "DAY": DAY_MS,
@@ -44,21 +65,27 @@ _CONSTANTS: Final = {
     "KEEP_DAYS": KEEP_DAYS,
     "MAX_HOLES": MAX_HOLES,
     "MAX_UNFINISHED": MAX_UNFINISHED,
-    "LISTED_HOLES": LISTED_HOLES,
     "LEGACY_DAYS": LEGACY_DAYS,
     "OPEN": OPEN_MS,
     "MAX_OPEN": MAX_OPEN,
     "MAX_DIGESTS": MAX_DIGESTS,
+    "PROTECTED": PROTECTED_MS,
+    "RETRY": RETRY_MS,
+    "LONGEST_RETRY": LONGEST_RETRY_MS,
+    "PARTS": PARTS,
+    "TRIMMED": TRIMMED,
+    "HEAD": HEAD,
     "ARGUMENTS": ARGUMENTS,
 }
 
 _BODY: Final = r"""
--- KEYS seen stream legacy; ARGV now today room device organization boot, then of each play:
--- number phase day at content playlist duration completion. Without a boot the number is what tells the play.
--- -> {1, watermark, accepted, duplicates, plays, missing, holes lost, boots lost, entries dropped, holes} or {0}: full
-local now, today, room = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local count = (#ARGV - 6) / ARGUMENTS
-local accepted, plays, days, dropped = 0, 0, {}, 0
+-- KEYS seen stream legacy; ARGV now today room share device organization boot clock bucket listed, then of each play:
+-- number phase day at text content playlist duration completion. Without a boot the number is what tells the play.
+-- -> {1, watermark, accepted, duplicates, plays, missing, holes lost, boots lost, entries dropped, holes}
+--    {0}: the stream is full; {2, ms}: the device has its share of it, and is to come again in so long
+local now, today, room, share = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local count = (#ARGV - HEAD) / ARGUMENTS
+local accepted, plays, days, dropped, newest, held = 0, 0, {}, 0, nil, {}
 
 -- Where the slowest group of readers stands: what is before it is read and acknowledged by all.
 local function slowest()
@@ -75,24 +102,60 @@ local function slowest()
   return least
 end
 
+-- The ms of the oldest entry, and whether it is this device's.
+local function oldest()
+  local entry, own = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1], false
+  for i = 1, #entry[2], 2 do own = own or (entry[2][i] == 'device_id' and entry[2][i + 1] == ARGV[5]) end
+  return tonumber(string.match(entry[1], '^%d+')), own
+end
+
+-- For how many ms a device with its share must stay away; nil when the room is its own, or others' is old.
+local function stay_away(group)
+  local ms, own = oldest()
+  local sum = count
+  while held[1] and held[1][1] < ms do table.remove(held, 1) end
+  for _, part in ipairs(held) do sum = sum + part[2] end
+  if sum <= share then return end
+  if group then return RETRY end
+  if not own and now - ms < PROTECTED then return math.min(LONGEST_RETRY, ms + PROTECTED - now) end
+end
+
+if count > 0 and share > 0 then
+  for ms, entries in string.gmatch(redis.call('HGET', KEYS[1], 'held') or '', '(%d+):(%d+)') do
+    held[#held + 1] = {tonumber(ms), tonumber(entries)}
+  end
+end
 local length = redis.call('XLEN', KEYS[2])
-if count > 0 and length > 0 and length + count > room then
+-- A quarter of the room is for those that have not had their share.
+local free = share > 0 and room - math.floor(room / 4) or room
+if count > 0 and length > 0 and length + count > free then
   local group = slowest()
   if group then
-    redis.call('XTRIM', KEYS[2], 'MINID', group)
-    if redis.call('XLEN', KEYS[2]) + count > room then return {0} end
-  else
-    -- A hundredth more than need be: trimming a stream costs more than one entry.
-    dropped = redis.call('XTRIM', KEYS[2], 'MAXLEN', math.max(0, math.floor(room * 0.99) - count))
+    length = length - redis.call('XTRIM', KEYS[2], 'MINID', '~', group, 'LIMIT', TRIMMED)
+    if length + count > free then length = length - redis.call('XTRIM', KEYS[2], 'MINID', group) end
+  end
+  if length > 0 and length + count > free then
+    local wait = share > 0 and stay_away(group)
+    if wait then return {2, wait} end
+    if length + count > room then
+      if group then return {0} end
+      -- Some more than need be: trimming a stream costs more than one entry.
+      local left = math.max(math.floor(room * 0.99), room - TRIMMED) - count
+      dropped = redis.call('XTRIM', KEYS[2], 'MAXLEN', math.max(0, left))
+    end
   end
 end
 
 local function record(i, id, phase, first)
-  local at = ARGV[i + 3]
-  redis.call('XADD', KEYS[2], '*', 'play_id', ARGV[4] .. ':' .. ARGV[6] .. ':' .. id, 'phase', phase,
-    'device_id', ARGV[4], 'organization_id', ARGV[5], 'content_id', ARGV[i + 4], 'playlist_id', ARGV[i + 5],
-    'client_time', at, 'server_time', ARGV[1], 'offset_ms', at ~= '' and string.format('%.0f', now - at) or '',
-    'duration', ARGV[i + 6], 'completion', ARGV[i + 7])
+  local at, clock, offset, late = ARGV[i + 3], ARGV[8], '', ''
+  if at ~= '' then
+    offset = string.format('%.0f', now - at)
+    if clock ~= '' then late = string.format('%.0f', now - at - clock) end
+  end
+  newest = redis.call('XADD', KEYS[2], '*', 'play_id', ARGV[5] .. ':' .. ARGV[7] .. ':' .. id, 'phase', phase,
+    'first', first and '1' or '0', 'device_id', ARGV[5], 'organization_id', ARGV[6], 'content_id', ARGV[i + 5],
+    'playlist_id', ARGV[i + 6], 'client_time', at, 'client_text', ARGV[i + 4], 'server_time', ARGV[1],
+    'offset_ms', offset, 'clock_ms', clock, 'late_ms', late, 'duration', ARGV[i + 7], 'completion', ARGV[i + 8])
   accepted = accepted + 1
   if first then
     plays = plays + 1
@@ -100,214 +163,270 @@ local function record(i, id, phase, first)
   end
 end
 
--- Counts by day, and what is too old to be kept. The key outlives its last boot.
+-- Counts by day, what the device has in the stream, and what is too old to be kept. The key outlives its last boot.
 local function finish(renew)
-  for day, n in pairs(days) do
-    if redis.call('HINCRBY', KEYS[1], 'd:' .. day, n) == n then
-      renew = true
-      for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-        local old = string.match(field, '^d:(%d+)$')
-        if old and tonumber(old) < today - KEEP_DAYS then redis.call('HDEL', KEYS[1], field) end
-      end
+  local begun = false
+  for day, n in pairs(days) do begun = redis.call('HINCRBY', KEYS[1], 'd:' .. day, n) == n or begun end
+  if begun then
+    renew = true
+    for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+      local old = string.match(field, '^d:(%d+)$')
+      if old and tonumber(old) < today - KEEP_DAYS then redis.call('HDEL', KEYS[1], field) end
     end
+  end
+  if newest and share > 0 then
+    local ms, part = tonumber(string.match(newest, '^%d+')), held[#held]
+    if part and part[2] + accepted <= share / PARTS then
+      part[1], part[2] = ms, part[2] + accepted
+    else
+      held[#held + 1] = {ms, accepted}
+      -- Two neighbours are more than one part: those that are left are more than the share.
+      if #held > 2 * PARTS + 2 then table.remove(held, 1) end
+    end
+    local texts = {}
+    for i = 1, #held do texts[i] = string.format('%.0f:%.0f', held[i][1], held[i][2]) end
+    redis.call('HSET', KEYS[1], 'held', table.concat(texts, ' '))
   end
   if renew then redis.call('EXPIRE', KEYS[1], (KEEP_DAYS + 1) * 86400) end
 end
 
-if ARGV[6] == '' then
-  local i, at, raw = 7, tonumber(ARGV[10]), ARGV[7]
+if ARGV[7] == '' then
+  local i, bucket = HEAD + 1, ARGV[9]
+  local raw, at = ARGV[i], tonumber(ARGV[i + 3])
   local id = string.gsub(raw, '.', function(byte) return string.format('%02x', string.byte(byte)) end)
-  local names = {'open', 'today'}
-  local bucket = math.floor((at or now) / 600000) % 288
+  local names = {'open', 'ended', 'today'}
   for back = 0, LEGACY_DAYS do names[#names + 1] = (today - back) .. ':' .. bucket end
   local found = redis.call('HMGET', KEYS[3], unpack(names))
-  for n = 3, #names do
-    local from = at and found[n] and string.find(found[n], raw, 1, true)
+  for n = 4, bucket ~= '' and #names or 0 do
+    local from = found[n] and string.find(found[n], raw, 1, true)
     while from do
       if from % #raw == 1 then return {1, -1, 0, 1, 0, -1, 0, 0, dropped, ''} end
       from = string.find(found[n], raw, from + 1, true)
     end
   end
-  if found[2] ~= ARGV[2] then
+  if found[3] ~= ARGV[2] then
     for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
       local old = string.match(field, '^(%d+):')
       if old and tonumber(old) < today - LEGACY_DAYS then redis.call('HDEL', KEYS[3], field) end
     end
   end
-  local content = string.sub(redis.sha1hex(ARGV[11]), 1, 16)
-  local open, started, keep = {}, nil, ARGV[8] == '1' and MAX_OPEN - 1 or MAX_OPEN
-  for line, key, ms, start in string.gmatch(found[1] or '', '((%x+) (%d+) (%x+)\n)') do
-    if key == content then
-      if now - ms < OPEN then started = start end
-    elseif #open < keep and now - ms < OPEN then
-      open[#open + 1] = line
+  local content = string.sub(redis.sha1hex(ARGV[i + 5]), 1, 16)
+  local starts = ARGV[i + 1] == '1'
+  -- The other phase, if it came first: of an end the start that is open, of a start the first end after it.
+  local open, ended, other, nearest = {}, {}, nil, nil
+  for line, key, ms, ending, ended_at in string.gmatch(found[2] or '', '((%x+) (%d+) (%x+) (%d+)\n)') do
+    if now - ms < OPEN then
+      ended[#ended + 1] = line
+      ended_at = tonumber(ended_at)
+      if starts and key == content and at and at <= ended_at and ended_at - at < OPEN then
+        if not nearest or ended_at < nearest[2] then other, nearest = ending, {#ended, ended_at} end
+      end
     end
   end
-  if ARGV[8] == '1' then
-    table.insert(open, 1, content .. ' ' .. ARGV[1] .. ' ' .. id .. '\n')
-    record(i, id, 'start', true)
-  else
-    record(i, started or id, 'end', not started)
+  if nearest then table.remove(ended, nearest[1]) end
+  for line, key, ms, start in string.gmatch(found[1] or '', '((%x+) (%d+) (%x+)\n)') do
+    if now - ms < OPEN then
+      if key ~= content or (starts and other) then
+        open[#open + 1] = line
+      elseif not starts then
+        other = start
+      end
+    end
   end
-  redis.call('HSET', KEYS[3], 'open', table.concat(open), 'today', ARGV[2],
-    names[3], string.sub((found[3] or '') .. raw, -MAX_DIGESTS * #raw))
+  local line = content .. ' ' .. ARGV[1] .. ' ' .. id
+  if not other and starts then table.insert(open, 1, line .. '\n') end
+  if not other and not starts and at and at >= 0 then table.insert(ended, 1, string.format('%s %.0f\n', line, at)) end
+  record(i, other or id, starts and 'start' or 'end', not other)
+  local fields = {'open', table.concat(open, '', 1, math.min(#open, MAX_OPEN)),
+    'ended', table.concat(ended, '', 1, math.min(#ended, MAX_OPEN)), 'today', ARGV[2]}
+  if bucket ~= '' then
+    fields[7], fields[8] = names[4], string.sub((found[4] or '') .. raw, -MAX_DIGESTS * #raw)
+  end
+  redis.call('HSET', KEYS[3], unpack(fields))
   redis.call('EXPIRE', KEYS[3], (LEGACY_DAYS + 1) * 86400)
   finish(false)
   return {1, -1, 1, 0, plays, -1, 0, 0, dropped, ''}
 end
 
-local field = 'b:' .. ARGV[6]
+local field = 'b:' .. ARGV[7]
 local found = redis.call('HMGET', KEYS[1], field, 'missing')
-local missing = tonumber(found[2] or 0)
-local last, lost, top, runs = string.match(found[1] or '0 0 0 ', '^(%d+) (%d+) (%d+) (.*)$')
-last, lost, top = tonumber(last), tonumber(lost), tonumber(top)
-local boots_lost = 0
+local all_missing = tonumber(found[2] or 0)
 
-local function holes_of(text)
-  local sum = 0
-  for length in string.gmatch(text, '0:(%d+)') do sum = sum + length end
-  return sum
+-- Last ms, lost, newest number, missing, holes, runs.
+local function parse(value)
+  local last, lost, top, missing, holes, from = string.match(value, '^(%d+) (%d+) (%d+) (%d+) (%d+) ()')
+  return tonumber(last), tonumber(lost), tonumber(top), tonumber(missing), tonumber(holes), string.sub(value, from)
 end
+
+local last, lost, top, missing, holes, runs = parse(found[1] or '0 0 0 0 0 ')
+local boots_lost = 0
 
 -- A boot that is not known: room for it among the others.
 if count > 0 and now - last >= KEEP_DAYS * DAY then
-  last, lost, top, runs = 0, 0, 0, ''
-  local fields, kept, oldest, oldest_at = redis.call('HGETALL', KEYS[1]), 0, nil, nil
+  last, lost, top, missing, holes, runs = 0, 0, 0, 0, 0, ''
+  local fields, kept, first, first_at = redis.call('HGETALL', KEYS[1]), 0, nil, nil
+  local function forget(i)
+    redis.call('HDEL', KEYS[1], fields[i])
+    all_missing = all_missing - select(4, parse(fields[i + 1]))
+  end
   for i = 1, #fields, 2 do
     if string.sub(fields[i], 1, 2) == 'b:' then
-      local ms = tonumber(string.match(fields[i + 1], '^%d+'))
+      local ms = parse(fields[i + 1])
       if now - ms >= KEEP_DAYS * DAY then
-        redis.call('HDEL', KEYS[1], fields[i])
-        missing = missing - holes_of(string.match(fields[i + 1], '[^ ]*$'))
+        forget(i)
       else
         kept = kept + 1
-        if not oldest or ms < oldest_at then oldest, oldest_at = i, ms end
+        if not first or ms < first_at then first, first_at = i, ms end
       end
     end
   end
   if kept >= MAX_BOOTS then
-    redis.call('HDEL', KEYS[1], fields[oldest])
-    missing = missing - holes_of(string.match(fields[oldest + 1], '[^ ]*$'))
+    forget(first)
     boots_lost = 1
   end
 end
+local before = missing
 
-local codes, lengths, before = {}, {}, 0
-for code, length in string.gmatch(runs, '(%d):(%d+)') do
-  codes[#codes + 1], lengths[#lengths + 1] = tonumber(code), tonumber(length)
-  if code == '0' then before = before + length end
+-- The runs are written anew from the front: most are copied as they are. `high` is the last number that is written,
+-- of a run that may still grow; `done` are the old runs that are read.
+local out, high, code, done = {}, 0, nil, 0
+
+local function run(r) return struct.unpack('>I7B', runs, r * 8 - 7) end
+
+local function write()
+  if code then
+    out[#out + 1] = struct.pack('>I7B', high, code)
+    if code == 0 then holes = holes + 1 end
+  end
 end
 
--- Whether the phase of the play is new, and whether it is the play's first.
-local function mark(number, phase)
-  if number > top then
-    if number > top + 1 then
-      table.insert(codes, 1, 0)
-      table.insert(lengths, 1, number - top - 1)
-    end
-    top = number
-    if codes[1] == phase then
-      lengths[1] = lengths[1] + 1
-    else
-      table.insert(codes, 1, phase)
-      table.insert(lengths, 1, 1)
-    end
-    return true, true
-  end
-  local at, high = 1, top
-  while number <= high - lengths[at] do
-    high = high - lengths[at]
-    at = at + 1
-  end
-  local code = codes[at]
-  if code == phase or code == 3 then return false, false end
-  local newer, whole = high - number, code + phase
-  local older = lengths[at] - newer - 1
-  if newer == 0 and codes[at - 1] == whole then
-    lengths[at - 1] = lengths[at - 1] + 1
-    if older > 0 then
-      lengths[at] = older
-    else
-      table.remove(codes, at)
-      table.remove(lengths, at)
-      if codes[at] == whole then
-        lengths[at - 1] = lengths[at - 1] + lengths[at]
-        table.remove(codes, at)
-        table.remove(lengths, at)
-      end
-    end
-  elseif older == 0 and codes[at + 1] == whole then
-    lengths[at + 1] = lengths[at + 1] + 1
-    if newer > 0 then
-      lengths[at] = newer
-    else
-      table.remove(codes, at)
-      table.remove(lengths, at)
-    end
-  else
-    codes[at], lengths[at] = whole, 1
-    if older > 0 then
-      table.insert(codes, at + 1, code)
-      table.insert(lengths, at + 1, older)
-    end
-    if newer > 0 then
-      table.insert(codes, at, code)
-      table.insert(lengths, at, newer)
-    end
-  end
-  return true, code == 0
+local function push(to, as)
+  if as ~= code then write() end
+  high, code = to, as
 end
 
-for i = 7, #ARGV, ARGUMENTS do
-  local phase = tonumber(ARGV[i + 1])
-  local new, first = mark(tonumber(ARGV[i]), phase)
-  if new then record(i, ARGV[i], phase == 1 and 'start' or 'end', first) end
+local function read()
+  done = done + 1
+  local to, as = run(done)
+  if as == 0 then holes = holes - 1 end
+  return to, as
+end
+
+local function copy(to)
+  if to > done then push(read()) end
+  if to > done then
+    write()
+    out[#out + 1] = string.sub(runs, done * 8 + 1, to * 8 - 8)
+    done, code = to - 1, nil
+    push(read())
+  end
+end
+
+-- The run that has a number, among those that are not read.
+local function find(number)
+  local low, up = done + 1, #runs / 8
+  while low < up do
+    local middle = math.floor((low + up) / 2)
+    if run(middle) < number then low = middle + 1 else up = middle end
+  end
+  return low
+end
+
+local numbers, phases, was = {}, {}, {}
+local sorted = true
+for i = HEAD + 1, #ARGV, ARGUMENTS do
+  local number, phase = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
+  if not phases[number] then
+    sorted = sorted and number > (numbers[#numbers] or 0)
+    numbers[#numbers + 1], phases[number] = number, phase
+  elseif phases[number] ~= phase then
+    phases[number] = 3
+  end
+end
+if not sorted then table.sort(numbers) end
+
+local n = 1
+while n <= #numbers and numbers[n] <= top do
+  copy(find(numbers[n]) - 1)
+  local to, as = read()
+  while n <= #numbers and numbers[n] <= to do
+    local number = numbers[n]
+    local whole = as == 0 and phases[number] or (as == phases[number] and as or 3)
+    was[number] = as
+    if whole ~= as then
+      if number > high + 1 then push(number - 1, as) end
+      push(number, whole)
+      if as == 0 then missing = missing - 1 end
+    end
+    n = n + 1
+  end
+  if high < to then push(to, as) end
+end
+copy(#runs / 8)
+for m = n, #numbers do
+  local number = numbers[m]
+  if number > high + 1 then
+    missing = missing + number - 1 - high
+    push(number - 1, 0)
+  end
+  push(number, phases[number])
+  was[number], top = 0, number
+end
+write()
+runs, out, high, code, done = table.concat(out), {}, 0, nil, 0
+
+for i = HEAD + 1, #ARGV, ARGUMENTS do
+  local number, phase = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
+  local known = was[number]
+  if known ~= phase and known ~= 3 then
+    record(i, ARGV[i], phase == 1 and 'start' or 'end', known == 0)
+    was[number] = known + phase
+  end
 end
 
 -- The bounds: the oldest holes are given up, the oldest unfinished plays count as finished.
-local holes, holes_lost = 0, 0
-for i = 1, #codes do
-  if codes[i] == 0 then holes = holes + 1 end
-end
-local surplus = #codes - 2 * (math.min(holes, MAX_HOLES) + MAX_UNFINISHED) - 1
-if holes > MAX_HOLES or surplus > 0 then
-  local old_codes, old_lengths, n = codes, lengths, #codes
-  for i = n, 1, -1 do
-    local code = codes[i]
-    if code == 0 and holes > MAX_HOLES then
-      codes[i], lost, holes, holes_lost = 3, lost + lengths[i], holes - 1, holes_lost + 1
-    elseif (code == 1 or code == 2) and surplus > 0 then
-      codes[i], surplus = 3, surplus - 1
+local holes_lost = 0
+local given_up = holes - MAX_HOLES
+local surplus = #runs / 8 - 2 * (math.min(holes, MAX_HOLES) + MAX_UNFINISHED) - 1
+if given_up > 0 or surplus > 0 then
+  local r = 1
+  while r * 8 <= #runs and (given_up > 0 or surplus > 0) do
+    local as = string.byte(runs, r * 8)
+    if (as == 0 and given_up > 0) or ((as == 1 or as == 2) and surplus > 0) then
+      copy(r - 1)
+      local from = high
+      local to = read()
+      push(to, 3)
+      if as == 0 then
+        lost, missing, given_up, holes_lost = lost + to - from, missing - (to - from), given_up - 1, holes_lost + 1
+      else
+        surplus = surplus - 1
+      end
     end
+    r = r + 1
   end
-  codes, lengths = {}, {}
-  for i = 1, n do
-    if codes[#codes] == old_codes[i] then
-      lengths[#lengths] = lengths[#lengths] + old_lengths[i]
-    else
-      codes[#codes + 1], lengths[#lengths + 1] = old_codes[i], old_lengths[i]
-    end
-  end
+  copy(#runs / 8)
+  write()
+  runs = table.concat(out)
 end
 
-local parts, listed, after, low, watermark = {}, {}, 0, 0, nil
-for i = #codes, 1, -1 do
-  local high = low + lengths[i]
-  if codes[i] == 0 then
+-- Holes for the ack, oldest first, and where the first begins.
+local listed, most, watermark, r = {}, tonumber(ARGV[10]), nil, 1
+while r * 8 <= #runs and (#listed < most or not watermark) do
+  if string.byte(runs, r * 8) == 0 then
+    local low, to = r > 1 and run(r - 1) or 0, run(r)
     watermark = watermark or low
-    after = after + lengths[i]
-    if #listed < LISTED_HOLES then listed[#listed + 1] = string.format('[%.0f,%.0f]', low + 1, high) end
+    if #listed < most then listed[#listed + 1] = string.format('[%.0f,%.0f]', low + 1, to) end
   end
-  low = high
-  parts[i] = string.format('%d:%.0f', codes[i], lengths[i])
+  r = r + 1
 end
 if count > 0 then
-  missing = missing - before + after
-  redis.call('HSET', KEYS[1], field, string.format('%.0f %.0f %.0f ', math.max(now, last), lost, top) ..
-    table.concat(parts, ','), 'missing', string.format('%.0f', missing))
+  all_missing = all_missing - before + missing
+  redis.call('HSET', KEYS[1], field, string.format('%.0f %.0f %.0f %.0f %.0f ', math.max(now, last), lost, top, missing,
+    holes) .. runs, 'missing', string.format('%.0f', all_missing))
   finish(math.floor(last / DAY) < today)
 end
-return {1, watermark or top, accepted, count - accepted, plays, missing, holes_lost, boots_lost, dropped,
+return {1, watermark or top, accepted, count - accepted, plays, all_missing, holes_lost, boots_lost, dropped,
   table.concat(listed, ',')}
 """
 

@@ -2,25 +2,29 @@
 
 import binascii
 import hashlib
-import re
 import secrets
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from vizora_rt import config
-from vizora_rt.app.handlers import Event, Outcome, Write
-from vizora_rt.app.play_script import DAY_MS, KEEP_DAYS
+from vizora_rt.app.handlers import Event, Outcome, Write, behind
+from vizora_rt.app.play_script import ARGUMENTS, BUCKET_MS, BUCKETS, DAY_MS, KEEP_DAYS, LISTED_HOLES, PLAYS_A_CALL
 from vizora_rt.app.state import Device
-from vizora_rt.errors import STORE_FULL, STORE_UNAVAILABLE
-from vizora_rt.wire.messages import EPOCH
+from vizora_rt.errors import PLAYS_SHARE, STORE_FULL, STORE_UNAVAILABLE
+from vizora_rt.wire import messages, times
 from vizora_rt.wire.payloads import MAX_PLAYS, Impression, Impressions, Phase, Play
+from vizora_rt.wire.times import EPOCH
 
 Argument = bytes | str | int
 
-MILLISECOND: Final = timedelta(milliseconds=1)
+MAX_UNREAD_TEXT: Final = 65_536
+"""Bytes of a time that is none, by which a play is known again: no message has more."""
 
-_RUN = re.compile(rb"(\d):(\d+)")
+SMALL_ROOM: Final = 8 * MAX_PLAYS
+"""Entries of a partition below which a share of it would not hold two batches: there it is not asked for."""
+
+RUN_BYTES: Final = 8
 
 
 def partition(device_id: bytes, partitions: int) -> int:
@@ -40,11 +44,14 @@ def stream_key(number: int) -> bytes:
     return b"vz:{p:%d}:plays" % number
 
 
-def milliseconds(time: float | datetime | None) -> int | None:
-    """A player's time since the epoch. One without a zone is taken for UTC, which is what players send."""
-    if time is None or not isinstance(time, datetime):
-        return None if time is None else int(time)
-    return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - EPOCH) // MILLISECOND
+def when(value: Any) -> tuple[int | None, str]:
+    """A player's time since the epoch in milliseconds; else None, and the text that came instead of it."""
+    if value is None:
+        return None, ""
+    at = times.milliseconds(value)
+    if at is not None:
+        return at, ""
+    return None, value if isinstance(value, str) else (messages.bounded(value, MAX_UNREAD_TEXT) or b"?").decode()
 
 
 def parts(data: Any) -> int:
@@ -69,36 +76,84 @@ class Plays:
 
     def impression(self, device: Device, payload: Impression, now: int) -> Outcome:
         """One play, with a number of its own or without."""
-        at, numbered = milliseconds(payload.timestamp), payload.play
+        (at, text), numbered = when(payload.timestamp), payload.play
         if numbered is not None:
-            arguments = _arguments(payload, numbered.seq, numbered.phase, at, now)
-            return self._record(device, numbered.boot, arguments, now, _single)
+            arguments = _arguments(payload, numbered.seq, numbered.phase, at, text, now)
+            return self._record(device, numbered.boot, arguments, payload.sent_at, now, _single)
         phase: Phase = "start" if payload.duration is None and payload.completion_percentage is None else "end"
-        return self._record(device, "", _arguments(payload, _digest(payload, phase, at), phase, at, now), now, _single)
+        arguments = _arguments(payload, _digest(payload, phase, at, text), phase, at, text, now)
+        return self._record(device, "", arguments, payload.sent_at, now, _single, _bucket(at, text))
 
     def impressions(self, device: Device, payload: Impressions, now: int) -> Outcome:
-        """Plays of one boot, in one write. Without any it only asks what is in."""
+        """Plays of one boot. Without any it only asks what is in."""
         arguments: list[Argument] = []
         for play in payload.plays:
-            arguments += _arguments(play, play.seq, play.phase, milliseconds(play.timestamp), now)
-        return self._record(device, payload.boot, arguments, now, _batch)
+            arguments += _arguments(play, play.seq, play.phase, *when(play.timestamp), now)
+        return self._record(device, payload.boot, arguments, payload.sent_at, now, _batch)
 
     def _record(
-        self, device: Device, boot: str, plays: list[Argument], now: int, answer: Callable[[list[Any]], bytes]
+        self,
+        device: Device,
+        boot: str,
+        plays: list[Argument],
+        sent_at: str | float | None,
+        now: int,
+        answer: "Answer",
+        bucket: int | str = "",
     ) -> Outcome:
+        """Write plays, some at a time: Redis does nothing else while its script runs. The ack comes when all are in."""
         partitions = self.partitions
         if not partitions:
             return Outcome(refusal=STORE_UNAVAILABLE)
         device_id = device.id.encode()
         # A batch has room in any case: a stream shorter than that could never take one.
         room = max(MAX_PLAYS, self._settings.max_entries // partitions)
+        share = 0 if room < SMALL_ROOM else int(room * self._settings.device_share)
         stream = stream_key(partition(device_id, partitions))
         keys = (seen_key(device_id, partitions), stream, legacy_key(device_id, partitions))
-        head = (now, now // DAY_MS, room, device_id, device.organization_id, boot)
-        return Outcome(write=Write("play", keys, (*head, *plays), lambda reply: _settle(device, reply, answer)))
+        clock = _clock(device, sent_at, now)
+        head = (now, now // DAY_MS, room, share, device_id, device.organization_id, boot, clock, bucket)
+        step = PLAYS_A_CALL * ARGUMENTS
+        accepted = duplicates = 0
+
+        def write(start: int) -> Write:
+            last = start + step >= len(plays)
+            given = plays[start : start + step]
+            unread = sum(1 for text in given[4::ARGUMENTS] if text)
+
+            def then(reply: list[Any]) -> Outcome:
+                nonlocal accepted, duplicates
+                if reply[0] != 1:
+                    return _refused(reply)
+                accepted += reply[2]
+                duplicates += reply[3]
+                counts, tallies = _counted(device, reply)
+                if unread and reply[2]:
+                    event = "content:impressions" if answer is _batch else "content:impression"
+                    ignored = min(unread, reply[2])
+                    tallies = (*tallies, ("ws_fields_ignored_total", (event, "wrong_type"), ignored))
+                if not last:
+                    return Outcome(counts=counts, tallies=tallies, write=write(start + step))
+                return Outcome(answer(reply, accepted, duplicates), counts=counts, tallies=tallies)
+
+            listed = LISTED_HOLES if last and answer is _batch else 0
+            return Write("play", keys, (*head, listed, *given), then)
+
+        return Outcome(write=write(0))
 
 
-def _arguments(play: Play, number: int | bytes, phase: Phase, at: int | None, now: int) -> list[Argument]:
+Answer = Callable[[list[Any], int, int], bytes]
+"""Makes the ack of the script's last reply, and of how many phases were accepted and duplicates in all."""
+
+
+def _clock(device: Device, sent_at: str | float | None, now: int) -> int | str:
+    """By how many ms the clock of the device is behind; "" when it is not known. Of two the smaller: a message that was
+    held up after its client wrote the time makes it too large, never too small."""
+    known = [ms for ms in (behind(sent_at, now), device.clock_ms) if ms is not None]
+    return min(known) if known else ""
+
+
+def _arguments(play: Play, number: int | bytes, phase: Phase, at: int | None, text: str, now: int) -> list[Argument]:
     """A play as the script takes it."""
     today = now // DAY_MS
     day = today if at is None else at // DAY_MS
@@ -108,6 +163,7 @@ def _arguments(play: Play, number: int | bytes, phase: Phase, at: int | None, no
         # A clock that is far off does not make a day of its own.
         day if today - KEEP_DAYS <= day <= today + 1 else today,
         "" if at is None else at,
+        text[: times.MAX_TEXT],
         play.content_id,
         play.playlist_id or "",
         _decimal(play.duration),
@@ -115,35 +171,46 @@ def _arguments(play: Play, number: int | bytes, phase: Phase, at: int | None, no
     ]
 
 
-def _digest(play: Play, phase: Phase, at: int | None) -> bytes:
+def _digest(play: Play, phase: Phase, at: int | None, text: str) -> bytes:
     """What tells a play without a number from others of its device; of one without a time, nothing does."""
-    if at is None:
+    if at is None and not text:
         return secrets.token_bytes(8)
     # With the phase: a player may give the time of the start in both of its impressions.
-    return hashlib.blake2b(f"{at} {phase} {play.content_id}".encode(), digest_size=8).digest()
+    key = f"{at} {phase} {play.content_id}" if at is not None else f"text {phase} {play.content_id} {text}"
+    return hashlib.blake2b(key.encode(), digest_size=8).digest()
+
+
+def _bucket(at: int | None, text: str) -> int | str:
+    """Among which plays it is looked for; "" for one that nothing tells from others."""
+    if at is not None:
+        return at // BUCKET_MS % BUCKETS
+    return binascii.crc_hqx(text.encode(), 0) % BUCKETS if text else ""
 
 
 def _decimal(value: float | None) -> str:
     return "" if value is None else repr(value).removesuffix(".0")
 
 
-def _settle(device: Device, reply: list[Any], answer: Callable[[list[Any]], bytes]) -> Outcome:
-    """What the script says, as the ack and what is counted."""
-    if not reply[0]:
-        return Outcome(refusal=STORE_FULL, tallies=(_limit("plays_entries", 1),))
+Counts = tuple[tuple[str, int], ...]
+Tallies = tuple[tuple[str, tuple[str, ...], int], ...]
+
+
+def _refused(reply: list[Any]) -> Outcome:
+    if reply[0] == 2:
+        return Outcome(refusal=PLAYS_SHARE, tallies=(_limit("plays_share", 1),), retry_after_ms=reply[1])
+    return Outcome(refusal=STORE_FULL, tallies=(_limit("plays_entries", 1),))
+
+
+def _counted(device: Device, reply: list[Any]) -> tuple[Counts, Tallies]:
+    """What of the script's reply is counted."""
     _, _, _, duplicates, plays, missing, holes_lost, boots_lost, dropped, _ = reply
     if missing >= 0:
         device.missing = missing
-    counts = []
-    if plays:
-        counts.append(("content_impressions_total", plays))
-    if duplicates:
-        counts.append(("content_impressions_duplicate_total", duplicates))
+    counts = (("content_impressions_total", plays), ("content_impressions_duplicate_total", duplicates))
     limits = (("plays_holes", holes_lost), ("plays_boots", boots_lost), ("plays_entries", dropped))
-    return Outcome(
-        reply=answer(reply),
-        counts=tuple(counts),
-        tallies=tuple(_limit(name, times) for name, times in limits if times) if any(reply[6:9]) else (),
+    return (
+        tuple(each for each in counts if each[1]),
+        tuple(_limit(name, often) for name, often in limits if often) if any(reply[6:9]) else (),
     )
 
 
@@ -151,14 +218,14 @@ def _limit(name: str, times: int) -> tuple[str, tuple[str, ...], int]:
     return "limits_exceeded_total", (name,), times
 
 
-def _single(reply: list[Any]) -> bytes:
-    duplicate = b"true" if reply[3] else b"false"
+def _single(reply: list[Any], accepted: int, duplicates: int) -> bytes:
+    duplicate = b"true" if duplicates else b"false"
     watermark = b',"watermark":%d' % reply[1] if reply[1] >= 0 else b""
     return b'{"duplicate":%b%b}' % (duplicate, watermark)
 
 
-def _batch(reply: list[Any]) -> bytes:
-    return b'{"watermark":%d,"accepted":%d,"duplicates":%d,"missing":[%b]}' % (*reply[1:4], reply[9])
+def _batch(reply: list[Any], accepted: int, duplicates: int) -> bytes:
+    return b'{"watermark":%d,"accepted":%d,"duplicates":%d,"missing":[%b]}' % (reply[1], accepted, duplicates, reply[9])
 
 
 # For those who read
@@ -176,19 +243,18 @@ def describe(seen: Mapping[bytes, bytes], now: int) -> dict[str, Any]:
 
 
 def _describe_boot(boot: str, value: bytes) -> dict[str, Any]:
-    last, lost, top, runs = value.split(b" ", 3)
-    high, holes = int(top), []
-    for code, length in _RUN.findall(runs):
-        low = high - int(length)
-        if code == b"0":
+    last, lost, top, missing, _, runs = value.split(b" ", 5)
+    low, holes = 0, []
+    for at in range(0, len(runs), RUN_BYTES):
+        high = int.from_bytes(runs[at : at + RUN_BYTES - 1])
+        if not runs[at + RUN_BYTES - 1]:
             holes.append([low + 1, high])
-        high = low
-    holes.reverse()
+        low = high
     return {
         "boot": boot,
         "watermark": holes[0][0] - 1 if holes else int(top),
         "newest": int(top),
-        "missing": sum(high - low + 1 for low, high in holes),
+        "missing": int(missing),
         "holes": holes,
         "lost": int(lost),
         "lastPlay": int(last),

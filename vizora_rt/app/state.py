@@ -49,6 +49,7 @@ class Device:
     `epoch` fences writers in Redis, 0 before the store gave one. Nothing is written while the device is not `owned`:
     after Redis was away another worker may have it. `connected` is in microseconds, to tell two newcomers apart.
     `left` is why its last connection ended: the reason once it is offline. Until then what it was may still be told.
+    `clock_ms` is how far its clock is behind, by its last heartbeat that told the time; None: none has.
     `missing` counts the plays that it numbered and that had not come when it last sent one, or connected.
     `playlist_version` is that of the stored playlist, as far as this worker knows.
     `measured` says that the supervisor has its CPU and memory as of its last heartbeat that was counted.
@@ -56,6 +57,7 @@ class Device:
 
     __slots__ = (
         "arrival",
+        "clock_ms",
         "connected",
         "counted",
         "dirty",
@@ -97,6 +99,7 @@ class Device:
         self.heartbeat: Heartbeat | None = None
         self.dirty = False
         self.arrival = 0.0
+        self.clock_ms: int | None = None
         self.owner_checked = 0
         self.listed = 0
         self.heartbeats_ok = 0

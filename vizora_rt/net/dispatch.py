@@ -284,6 +284,8 @@ class Dispatcher:
     ) -> None:
         refusal = outcome.refusal or errors.INTERNAL
         extra: dict[str, object] = {"details": outcome.details} if outcome.details else {}
+        if outcome.retry_after_ms:
+            extra["retryAfterMs"] = outcome.retry_after_ms
         self._refuse(connection, counted, refusal, counted.name, ack_id, started, extra)
 
     def _refuse(

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 from vizora_rt.errors import BAD_MESSAGE, BINARY_FRAME, Close, Refusal
 from vizora_rt.wire.payloads import MAX_ID, Heartbeat
+from vizora_rt.wire.times import EPOCH
 
 JSONError = orjson.JSONDecodeError
 loads: Final = orjson.loads
@@ -24,9 +25,6 @@ loads: Final = orjson.loads
 
 MENDED = 16_384
 """The longest text in which broken characters are mended, which takes a millisecond. Events of players are shorter."""
-
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 Envelope = tuple[str, int | None, Any]
 """event, id (None: no ack is wanted), data: as JSON has it, or what its schema makes of that already"""

@@ -6,7 +6,6 @@ raises on what a peer sent.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from itertools import islice
 from types import UnionType
@@ -17,9 +16,6 @@ from msgspec import Meta, Struct
 
 MAX_ID = 2**53
 """The largest integer that every JSON implementation keeps exact (RFC 8259 section 6)."""
-
-LAST_MS = 253_402_300_799_999
-"""The end of the year 9999, the last that RFC 3339 can write."""
 
 MAX_PLAYS = 200
 """Of one batch: about 40,000 bytes."""
@@ -46,7 +42,10 @@ Boot = Annotated[str, Meta(pattern=BOOT_PATTERN)]
 """A random id as UUIDs, hex, base64 and nanoid write it; without the colon that divides a play_id."""
 Seq = Annotated[int, Meta(ge=1, le=MAX_ID)]
 Phase = Literal["start", "end"]
-Time = Annotated[float, Meta(ge=0, le=LAST_MS)] | datetime
+Time = Any
+"""Whatever a player takes for a time; `times.milliseconds` says what it is."""
+Sent = Text128 | float
+"""The client's time as it sends a message."""
 
 
 class DeviceMetrics(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="camel", gc=False):
@@ -74,6 +73,7 @@ class Heartbeat(Struct, forbid_unknown_fields=True, omit_defaults=True, rename="
     screen_state: Text32 | None = None
     playback_source: Text32 | None = None
     content_version: Text64 | None = None
+    sent_at: Sent | None = None
 
 
 class Play(Struct, forbid_unknown_fields=True, rename="camel", gc=False, kw_only=True):
@@ -96,6 +96,7 @@ class Impression(Play):
     """`content:impression`. Players in the field do not number their plays."""
 
     play: PlayNumber | None = None
+    sent_at: Sent | None = None
 
 
 class NumberedPlay(Play):
@@ -103,11 +104,12 @@ class NumberedPlay(Play):
     phase: Phase = "end"
 
 
-class Impressions(Struct, forbid_unknown_fields=True, gc=False):
+class Impressions(Struct, forbid_unknown_fields=True, rename="camel", gc=False):
     """`content:impressions`: plays of one start of the player."""
 
     boot: Boot
     plays: Annotated[list[NumberedPlay], Meta(max_length=MAX_PLAYS)]
+    sent_at: Sent | None = None
 
 
 class ContentError(Struct, forbid_unknown_fields=True, rename="camel", gc=False):
