@@ -72,6 +72,7 @@ ws_notices_dropped_total counter kind
 ws_connections_limit gauge
 devices_known gauge
 redis_memory_bytes gauge
+redis_evicts gauge
 plays_backlog gauge group
 process_cpu_user_seconds_total counter process
 process_cpu_system_seconds_total counter process

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import quote
 
 import dotenv
 import msgspec
@@ -85,13 +86,27 @@ class Plays(Struct, frozen=True, forbid_unknown_fields=True):
     max_events: Annotated[int, Meta(ge=1000)] = 100_000
 
 
+TLS_FILES = ("ca_file", "cert_file", "key_file")
+"""Keys of [redis] that a rediss:// URL may also have as options."""
+
+
 class Redis(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
     pending_commands: Positive = 200_000
     pending_bytes: Positive = 67_108_864
     connect_timeout_seconds: Seconds = 2.0
     reply_timeout_seconds: Seconds = 10.0
     reconnect_max_seconds: Seconds = 2.0
+
+    @property
+    def target(self) -> str:
+        """`url`, and as its options the files of TLS that it does not name itself. Empty when `url` is."""
+        given = {name: getattr(self, name) for name in TLS_FILES if f"{name}=" not in self.url}
+        options = "&".join(f"{name}={quote(path)}" for name, path in given.items() if path)
+        return f"{self.url}{'&' if '?' in self.url else '?'}{options}" if options else self.url
 
     def __repr__(self) -> str:
         return "Redis(<url>)"
@@ -470,6 +485,11 @@ def _check(config: Config) -> None:
             "redis.url: must begin with redis://, rediss://, valkey://, valkeys://, unix://, redis+sentinel:// or "
             "redis+cluster://"
         )
+    for name in TLS_FILES:
+        if getattr(config.redis, name) and not config.redis.url.startswith(("rediss://", "valkeys://")):
+            raise ConfigError(f"redis.{name}: is for TLS: redis.url must begin with rediss://")
+    if bool(config.redis.cert_file) is not bool(config.redis.key_file):
+        raise ConfigError("redis.cert_file and redis.key_file: a client certificate needs both")
     if config.auth.refresh and config.auth.algorithm != "HS256":
         raise ConfigError(
             f"auth.refresh: needs auth.algorithm HS256: with {config.auth.algorithm} only the holder of the private "

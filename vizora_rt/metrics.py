@@ -249,6 +249,8 @@ FAMILIES = (
     _gauge("redis_up", "1 while the worker's connection to Redis works, to each shard of it.", WORKER, combine="min"),
     _gauge("redis_pipeline_depth", "Commands that wait for a reply.", WORKER),
     _gauge("redis_memory_bytes", "Memory that Redis says it uses.", combine="max"),
+    _gauge("redis_evicts", "1 while Redis' maxmemory-policy is not noeviction: it may delete keys of the gateway.",
+           combine="max"),
     _gauge("plays_backlog", "Entries of the plays stream that a reading group has not taken.", GROUP, combine="max"),
 
     _counter("limits_exceeded_total", "Times that a limit was met, by limit.", Label("limit", LIMITS)),

@@ -20,10 +20,10 @@ from typing import Any
 from vizora_rt import build, config, report
 from vizora_rt.app.turns import MEMORY_BYTES
 from vizora_rt.config import Config
-from vizora_rt.errors import StartupError
+from vizora_rt.errors import ConfigError, StartupError, UnavailableError
 from vizora_rt.exposition import Totals
 from vizora_rt.metrics import WORKER_STATES
-from vizora_rt.net import runfile, topology
+from vizora_rt.net import probe, runfile
 from vizora_rt.net.channel import Message
 from vizora_rt.net.embedded import STOP_SECONDS
 from vizora_rt.net.keeper import Keeper
@@ -46,6 +46,8 @@ HURRY_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 """Before the next attempt at a fork that the machine refused."""
 EXPIRE_SECONDS = 30.0
+PROBE_SECONDS = 5.0
+"""Between two looks whether a Redis that was away at the start is there, and has what is needed."""
 
 log = report.logger("supervisor")
 
@@ -90,6 +92,7 @@ class Supervisor:
         self._fatal: StartupError | None = None
         self._boot_failures: deque[float] = deque(maxlen=BOOT_FAILURES)
         self._store = Keeper()
+        self._probing: asyncio.Task[None] | None = None
         self._turns = shared_memory("turns", MEMORY_BYTES)
         self._started = self._ticked = self._fed = self._expired = self._loop.time()
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -144,14 +147,46 @@ class Supervisor:
             log.warning("doubtful configuration", doubt=doubt)
 
     async def _open_store(self) -> None:
-        url, timeout = self._config.redis.url, self._config.redis.connect_timeout_seconds
-        if url:
-            await asyncio.to_thread(topology.probe, url, timeout)
-        else:
+        """Raises StartupError. A Redis that is away is waited for while workers serve without it."""
+        if not self._config.redis.url:
             await self._store.start(Path(self._config.state_dir))
+            return
+        try:
+            await self._probe(self._config)
+        except UnavailableError as error:
+            log.error("starting without redis", reason=str(error))
+            self._probing = self._loop.create_task(self._probe_again())
+
+    async def _probe(self, settings: Config) -> None:
+        """See that Redis can be used, and log what is wrong with one that can. Raises StartupError."""
+        redis = settings.redis
+        found = await asyncio.to_thread(probe.probe, redis.target, redis.connect_timeout_seconds)
+        for note in found.notes:
+            log.warning("redis is not as it should be", reason=note)
+
+    async def _probe_again(self) -> None:
+        """Until Redis is there. What it lacks is logged once: the service runs by now, and goes on."""
+        said = ""
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            try:
+                await self._probe(self._config)
+            except UnavailableError:
+                continue
+            except ConfigError as error:
+                if str(error) != said:
+                    said = str(error)
+                    log.error("redis cannot be used", reason=said)
+            except Exception as error:
+                log.exception("redis was not probed", error)
+            else:
+                log.info("redis was found")
+                return
 
     async def _close(self) -> None:
         self._stopping = True
+        if self._probing is not None:
+            self._probing.cancel()
         for process in self._processes:
             process.kill()
         while self._processes:
@@ -178,7 +213,7 @@ class Supervisor:
             "config": config.encode(self._config),
             "worker": slot.index,
             "node": self._node,
-            "redis": self._config.redis.url or self._store.url,
+            "redis": self._config.redis.target or self._store.url,
             "turns": self._turns,
         }
         process = Process(slot.index, self._generation, boot, self)
@@ -315,8 +350,8 @@ class Supervisor:
         self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             new, kept = config.reloaded(self._config, self._reload_config())
-            if new.redis.url != self._config.redis.url:
-                await asyncio.to_thread(topology.probe, new.redis.url, new.redis.connect_timeout_seconds)
+            if new.redis.target != self._config.redis.target:
+                await self._probe(new)
         except StartupError as error:
             log.error("reload refused", error=str(error))
         except Exception as error:

@@ -84,6 +84,7 @@ def test_greeting_says_only_what_is_needed() -> None:
     courtesies = [pack("CLIENT", "SETNAME", "me"), pack("ROLE"), pack("PING")]
     assert words(Address()) == courtesies
     assert words(Address(password="p", database=3)) == [pack("AUTH", "p"), pack("SELECT", 3), *courtesies]
+    assert words(Address(user="u")) == [pack("AUTH", "u", ""), *courtesies]
     assert words(Address(user="u", password="p")) == [pack("AUTH", "u", "p"), *courtesies]
 
 
@@ -194,7 +195,7 @@ async def test_a_server_that_cannot_be_used(proxy: Proxy, rewrite: object, compl
         await heard.connect(url, timeout=0.5 if complaint == "timed out" else 5.0)
     assert complaint in explain(raised.value)
     # The same without a loop, as check-config sees it.
-    with pytest.raises(UnavailableError) as line:
+    with pytest.raises((ConfigError, UnavailableError)) as line:
         await asyncio.to_thread(probe, url, 0.5 if complaint == "timed out" else 5.0)
     assert complaint in str(line.value)
     assert heard.replies.empty()
@@ -292,11 +293,13 @@ class TestProbe:
 
     def test_a_wrong_password(self, own: Embedded) -> None:
         assert tell(own, ("CONFIG", "SET", "requirepass", SECRET)) == [b"OK"]
-        with pytest.raises(UnavailableError) as raised:
+        with pytest.raises(ConfigError) as raised:
             probe(own.url.replace("unix://", "unix://:s3cret@"), 5.0)
-        assert "cannot be used: AUTH was answered WRONGPASS" in str(raised.value)
+        assert "cannot be used: wrong user or password: AUTH was answered WRONGPASS" in str(raised.value)
         assert "s3cret" not in str(raised.value)
-        with pytest.raises(UnavailableError, match="cannot be used: PING was answered NOAUTH"):
+        with pytest.raises(
+            ConfigError, match=r"cannot be used: a password is needed: redis.url has none: PING was answered"
+        ):
             probe(own.url, 5.0)
 
     async def test_one_that_is_full(self, own: Embedded, heard: Heard) -> None:
@@ -372,5 +375,5 @@ async def test_tls(proxy: Proxy, certificate: Path, heard: Heard) -> None:
         await asyncio.to_thread(probe, url, 5.0)
     with pytest.raises(ssl.SSLCertVerificationError):
         await heard.connect(url)
-    with pytest.raises(UnavailableError, match="No such file"):
+    with pytest.raises(ConfigError, match=r"redis.ca_file: .*: No such file"):
         await asyncio.to_thread(probe, f"{url}?ca_file={certificate}.none", 5.0)

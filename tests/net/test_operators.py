@@ -14,9 +14,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.net.peers import SECRETS, Json, Node, Wire, answered, request, until
+from tests.net.valkeys import Valkeys, cannot_save
 from tests.service import Service
-from vizora_rt.net import embedded, operators
-from vizora_rt.net import store as redis_store
+from vizora_rt.net import embedded, link, operators, refusals
+from vizora_rt.net.link import Address
+from vizora_rt.wire.resp import pack
 
 SHORT = 0.15
 """Seconds of a limit that a test waits for."""
@@ -113,7 +115,9 @@ class TestHealth:
         await until(lambda: not node.store.up)
         status, body = await self.ask(wire, "/health")
         assert (status, body["status"]) == (200, "degraded")
-        assert body["dependencies"]["redis"] == {"status": "down", "latencyMs": None}
+        reason = node.store.reason
+        assert body["dependencies"]["redis"] == {"status": "down", "latencyMs": None, "reason": reason}
+        assert reason
         status, body = await self.ask(wire, "/health/ready")
         assert (status, body["code"], body["retryable"]) == (503, "STORE_UNAVAILABLE", True)
         assert await self.ask(wire, "/health/live") == (200, {"status": "live"})
@@ -128,7 +132,8 @@ class TestHealth:
         wire = await Wire.open(node.port)
         os.kill(store.pid, signal.SIGSTOP)
         _, body = await self.ask(wire, "/health")
-        assert body["dependencies"]["redis"] == {"status": "down", "latencyMs": None}
+        reason = f"no answer within {SHORT:g} s"
+        assert body["dependencies"]["redis"] == {"status": "down", "latencyMs": None, "reason": reason}
         os.kill(store.pid, signal.SIGCONT)
         await wire.close()
         store.stop()
@@ -146,15 +151,71 @@ class TestHealth:
         status, body = await self.ask(wire, "/health")
         assert (status, body["status"]) == (200, "degraded")
         assert body["dependencies"]["redis"].pop("latencyMs") > 0
-        assert body["dependencies"]["redis"] == {"status": "degraded", "reason": "takes no writes: OOM"}
+        reason = "takes no writes: OOM, its memory is full (maxmemory)"
+        assert body["dependencies"]["redis"] == {"status": "degraded", "reason": reason}
         assert (await self.ask(wire, "/health/ready"))[0] == 200
         own.config_set("maxmemory", 0)
-        monkeypatch.setattr(redis_store, "FULL_SECONDS", 0.5)
+        monkeypatch.setattr(refusals, "FULL_SECONDS", 0.5)
         await until(lambda: not node.store.full)
         _, body = await self.ask(wire, "/health")
         assert (body["status"], body["dependencies"]["redis"].keys()) == ("healthy", {"status", "latencyMs"})
         await wire.close()
         own.close()
+        store.stop()
+
+    async def test_with_a_redis_that_cannot_save(self, opened: Open, tmp_path: Path) -> None:
+        """It answers each PING with MISCONF, also the first on a connection: it is there all the same."""
+        with Valkeys(tmp_path) as valkeys:
+            server = cannot_save(valkeys, tmp_path)
+            node = await opened(f"redis://127.0.0.1:{server.port}")
+            assert node.store.full == "MISCONF"
+            wire = await Wire.open(node.port)
+            status, body = await self.ask(wire, "/health")
+            assert (status, body["status"]) == (200, "degraded")
+            assert body["dependencies"]["redis"].pop("latencyMs") > 0
+            reason = "takes no writes: MISCONF, it cannot save to its disk"
+            assert body["dependencies"]["redis"] == {"status": "degraded", "reason": reason}
+            assert await self.ask(wire, "/health/ready") == (200, {"status": "ready"})
+            await wire.close()
+
+    async def test_with_a_redis_that_evicts(self, opened: Open, tmp_path: Path) -> None:
+        store = embedded.start(tmp_path)
+        own = redis.Redis.from_url(store.url)
+        own.config_set("maxmemory-policy", "allkeys-lru")
+        node = await opened(store.url)
+        wire = await Wire.open(node.port)
+        _, body = await self.ask(wire, "/health")
+        assert body["dependencies"]["redis"]["status"] == "degraded"
+        assert body["dependencies"]["redis"]["reason"] == "may delete keys: maxmemory-policy allkeys-lru"
+        await wire.close()
+        own.close()
+        store.stop()
+
+    @pytest.mark.parametrize(
+        ("denied", "state", "reason"),
+        [
+            ("-info", "up", None),
+            ("-client", "up", None),
+            ("-role", "up", None),
+            ("-ping", "degraded", "denies commands: NOPERM, "),
+            ("-eval", "up", None),
+        ],
+    )
+    async def test_with_a_redis_that_denies(
+        self, opened: Open, tmp_path: Path, denied: str, state: str, reason: str | None
+    ) -> None:
+        """What it denies later than at the start. A courtesy that is denied is no reason for anything."""
+        store = embedded.start(tmp_path)
+        link.ask(Address.parse(store.url), [pack("ACL", "SETUSER", "me", "on", ">p", *["+@all", "~*", "&*"])], 5.0)
+        node = await opened(store.url.replace("unix://", "unix://me:p@"))
+        link.ask(Address.parse(store.url), [pack("ACL", "SETUSER", "me", denied)], 5.0)
+        wire = await Wire.open(node.port)
+        _, body = await self.ask(wire, "/health")
+        found = body["dependencies"]["redis"]
+        assert found["status"] == state
+        assert (found.get("reason") or "").startswith(reason or "")
+        assert ("reason" in found) is (reason is not None)
+        await wire.close()
         store.stop()
 
     async def test_draining(self, node: Node, wire: Wire) -> None:

@@ -245,3 +245,16 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def cannot_save(valkeys: Valkeys, folder: Path) -> Server:
+    """A server whose last save failed: it answers reads, and each write and PING with MISCONF."""
+    data = folder / "data"
+    data.mkdir()
+    server = valkeys.server("unsaved", "--dir", str(data))
+    server.tell("CONFIG", "SET", "save", "3600 1")
+    server.tell("SET", "k", "v")
+    data.rmdir()
+    server.tell("BGSAVE")
+    until(lambda: b"rdb_last_bgsave_status:err" in server.tell("INFO", "persistence"))
+    return server

@@ -33,7 +33,7 @@ SEED = {
 ADDED = (
     "ServiceDown", "WorkerCrashLoop", "RedisDown", "EventLoopLag", "HeartbeatsRefused", "FieldsIgnored",
     "DevicesOffline", "PlaysMissing", "SlowConsumers", "ConnectionsNearLimit", "CommandsExpiring", "StoreMemory",
-    "PlaysBacklog", "DuplicateIdentity", "DeviceSeriesCapped",
+    "RedisEvicts", "PlaysBacklog", "DuplicateIdentity", "DeviceSeriesCapped",
 )  # fmt: skip
 SEED_SUMMARIES = (
     "High error rate detected", "High heartbeat failure rate", "P95 latency above 500ms", "High connection drop rate",

@@ -2,6 +2,7 @@
 
 A doorbell may be lost: whatever must arrive lies in keys, and is found there at the next heartbeat at the latest. A
 channel is heard where the store says that it is: of a cluster, at the shard that has its slot (sharded pub/sub).
+Channels belong to a whole server, so their names carry the number of the database: see `keyspace`.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 from vizora_rt import report
 from vizora_rt.config import Redis
+from vizora_rt.net import keyspace
 from vizora_rt.net.link import Address, Link, connect, explain
 from vizora_rt.net.store import Store
 from vizora_rt.wire import messages, resp
@@ -18,8 +20,6 @@ from vizora_rt.wire.resp import ReplyError
 log = report.logger("bus")
 
 Bell = dict[str, object]
-
-ORGANIZATION = "vz:org:"
 
 STATUS = b'{"status":'
 """How the bell of a status change begins. A worker without dashboards of the organisation reads no further."""
@@ -142,7 +142,9 @@ class Bus:
         """Gets the organisation and the bell, unread, of a status change."""
         self.on_subscribed: Callable[[str], None] = lambda _: None
         """From now on nothing is missed of this organisation. Called again after each loss of the connection."""
-        self._channels: dict[str, Ear | None] = {_channel(node, worker): None}
+        self._database = store.database
+        self._organization = keyspace.organization_channel(store.database, "")
+        self._channels: dict[str, Ear | None] = {keyspace.node_channel(store.database, node, worker): None}
         self._heard: set[str] = set()
         self._ears: dict[Address, Ear] = {}
         self._loop = asyncio.get_running_loop()
@@ -166,21 +168,21 @@ class Bus:
 
     def ring(self, node: str, worker: int, bell: Bell) -> None:
         """Ring the doorbell of a worker of any node. Not waited for, not repeated."""
-        self._store.publish(_channel(node, worker), messages.dumps(bell))
+        self._store.publish(keyspace.node_channel(self._database, node, worker), messages.dumps(bell))
 
     def ring_organization(self, organization: str, bell: Bell) -> bool:
         """Ring all workers that have clients of an organisation."""
-        return self._store.publish(ORGANIZATION + organization, messages.dumps(bell))
+        return self._store.publish(self._organization + organization, messages.dumps(bell))
 
     def watch(self, organization: str) -> None:
         """Hear the bells of an organisation."""
-        channel = ORGANIZATION + organization
+        channel = self._organization + organization
         if channel not in self._channels:
             self._channels[channel] = None
             self._place(channel)
 
     def unwatch(self, organization: str) -> None:
-        channel = ORGANIZATION + organization
+        channel = self._organization + organization
         ear = self._channels.pop(channel, None)
         self._heard.discard(channel)
         if ear is not None:
@@ -188,7 +190,7 @@ class Bus:
 
     def hears(self, organization: str) -> bool:
         """Whether bells of an organisation arrive now."""
-        return ORGANIZATION + organization in self._heard
+        return self._organization + organization in self._heard
 
     # Which ear hears what
 
@@ -240,14 +242,14 @@ class Bus:
         name = channel.decode()
         if kind in (b"message", b"smessage"):
             if payload.startswith(STATUS):
-                self.on_status(name.removeprefix(ORGANIZATION), payload)
+                self.on_status(name.removeprefix(self._organization), payload)
             else:
                 self._hear(payload)
         elif kind in (b"subscribe", b"ssubscribe"):
             if self._channels.get(name) is ear:
                 self._heard.add(name)
-                if name.startswith(ORGANIZATION):
-                    self.on_subscribed(name.removeprefix(ORGANIZATION))
+                if name.startswith(self._organization):
+                    self.on_subscribed(name.removeprefix(self._organization))
         elif kind == b"sunsubscribe" and self._channels.get(name) is ear:
             # Its slot has moved away.
             self._heard.discard(name)
@@ -262,7 +264,3 @@ class Bus:
             self._on_bell(bell)
         else:
             log.warning("doorbell not understood")
-
-
-def _channel(node: str, worker: int) -> str:
-    return f"vz:node:{node}:{worker}"

@@ -4,12 +4,14 @@ Who is offline for two minutes, and who comes back after that, is worth a notifi
 """
 
 import time
+from functools import partial
 from typing import Final
 
 from vizora_rt.app import events
 from vizora_rt.app.dashboards import status_body
 from vizora_rt.app.state import Device
-from vizora_rt.net.bus import ORGANIZATION, STATUS
+from vizora_rt.net import keyspace
+from vizora_rt.net.bus import STATUS
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import messages, resp
@@ -23,6 +25,7 @@ class Changes:
 
     def __init__(self, store: Store, wheel: Wheel, max_events: int, notify_after: float) -> None:
         self._store = store
+        self._channel = partial(keyspace.organization_channel, store.database)
         self._wheel = wheel
         self._max_events = max_events
         self._notify_after = notify_after
@@ -40,7 +43,7 @@ class Changes:
     def tell(self, device_id: str, organization_id: str, status: str, since: int, last_seen: int, reason: str) -> None:
         body = status_body(device_id, status, since, last_seen, reason, time.time_ns() // 1_000_000)
         bell = b'%b%b,"organizationId":%b}' % (STATUS, body, messages.dumps(organization_id))
-        self._store.publish(ORGANIZATION + organization_id, bell)
+        self._store.publish(self._channel(organization_id), bell)
         entry = events.entry("device:status", device_id, organization_id, since, body)
         self._store.submit("xadd", resp.pack("XADD", events.STREAM, "MAXLEN", "~", self._max_events, "*", *entry))
         if status == "offline":
@@ -73,7 +76,7 @@ class Changes:
             "organizationId": organization_id,
             "data": {"notification": notification},
         }
-        self._store.publish(ORGANIZATION + organization_id, messages.dumps(bell))
+        self._store.publish(self._channel(organization_id), messages.dumps(bell))
 
 
 class Reminder:

@@ -83,6 +83,12 @@ class Cluster(Store):
         return next((shard.full for shard in self._served if shard.full), "")
 
     @property
+    def refusal(self) -> str:
+        refusals = ((shard, shard.refusal) for shard in self._served)
+        found = sorted(f"{shard.address.host}:{shard.address.port} {why}" for shard, why in refusals if why)
+        return "; ".join(found)
+
+    @property
     def partly_up(self) -> bool:
         return self._announced and any(shard.up for shard in self._served)
 
@@ -114,14 +120,14 @@ class Cluster(Store):
         return self.submit("publish", pack("SPUBLISH", channel, payload), on_reply)
 
     def _submit_to_all(self, operation: str, packed: bytes, on_reply: OnReply | None) -> bool:
-        """The reply is the first error, or the last answer."""
+        """The reply is the first error, or all answers, one after the other."""
         shards = list(self._served)
         replies: list[object] = []
 
         def replied(reply: object) -> None:
             replies.append(reply)
             if len(replies) == len(shards) and on_reply is not None:
-                on_reply(next((each for each in replies if isinstance(each, ReplyError)), reply))
+                on_reply(next((each for each in replies if isinstance(each, ReplyError)), _joined(replies)))
 
         if not self.partly_up:
             return False
@@ -367,3 +373,9 @@ class Cluster(Store):
     def _collect(self) -> None:
         self._up_gauge.value = int(self.up)
         self._depth_gauge.value = self._held + sum(shard.depth for shard in self._shards.values())
+
+
+def _joined(replies: Sequence[object]) -> object:
+    """The answers of all shards: texts, such as those of INFO, behind each other."""
+    texts = [reply for reply in replies if isinstance(reply, bytes)]
+    return b"\r\n".join(texts) if len(texts) == len(replies) else replies[-1]

@@ -5,6 +5,7 @@ Past 300 lines because docs/protocol.md has nineteen routes.
 
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from vizora_rt import errors
 from vizora_rt.app import commands, screenshots
 from vizora_rt.app.auth import valid_id
 from vizora_rt.app.commands import DEFAULT_TTL, MAX_PAYLOAD, PLAYLIST, TOKEN, TOKEN_TTL, Entry, key
-from vizora_rt.net import devices
+from vizora_rt.net import devices, keyspace
 from vizora_rt.net.answers import Response
 from vizora_rt.net.control import Call, Control, RefusedError, now_ms
 from vizora_rt.net.gateway import Gateway
@@ -39,6 +40,7 @@ class Routes:
         self._ask = control.asker.ask
         self._ask_in_part = control.asker.ask_in_part
         self._publish_to = control.asker.publish
+        self._channel = partial(keyspace.organization_channel, store.database)
         add = control.add
         add("POST", "/push/playlist", self.push_playlist, bodies.PushPlaylist)
         add("POST", "/push/content", self.push_content, bodies.PushContent)
@@ -259,7 +261,7 @@ class Routes:
     async def _publish(self, organization_id: str, bell: dict[str, Any], where: str) -> int:
         """Ring an organisation's doorbell on all nodes; how many workers heard it."""
         text = written(where, messages.dumps, bell)
-        return int(await self._publish_to(f"vz:org:{organization_id}", text))
+        return int(await self._publish_to(self._channel(organization_id), text))
 
     # Devices
 

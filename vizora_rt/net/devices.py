@@ -10,7 +10,7 @@ from typing import Any, Final
 from vizora_rt.app import plays
 from vizora_rt.app.commands import key
 from vizora_rt.errors import UnavailableError
-from vizora_rt.net import link
+from vizora_rt.net import keyspace, link
 from vizora_rt.net.direct import Direct
 from vizora_rt.net.ledger import place_of
 from vizora_rt.net.statuses import ORGANIZATIONS
@@ -178,7 +178,8 @@ class Shell:
         if place is None:
             return False
         word = "SPUBLISH" if self._where.kind == "cluster" else "PUBLISH"
-        (heard,) = self._ask([resp.pack(word, f"vz:node:{place[0]}:{place[1]}", messages.dumps(bell))])
+        channel = keyspace.node_channel(self._where.access.database, *place)
+        (heard,) = self._ask([resp.pack(word, channel, messages.dumps(bell))])
         return bool(heard)
 
     def _ask(self, commands: list[bytes]) -> Replies:

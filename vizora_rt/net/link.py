@@ -8,14 +8,16 @@ the same without a loop, for the supervisor and the command line.
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Self, cast
+from typing import Final, Self, cast
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from vizora_rt.config import TLS_FILES
 from vizora_rt.errors import ConfigError, UnavailableError
 from vizora_rt.wire.resp import Replies, ReplyError, pack
 
@@ -27,6 +29,41 @@ UNASKED = "a reply that nobody asked for"
 
 MAY_FAIL = ("CLIENT", "ROLE")
 """Managed services refuse these to some users; both are courtesies."""
+
+TAKES_NO_WRITES: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS"})
+"""Errors of a server that answers reads and refuses writes. MISCONF is also the answer to a PING then."""
+
+AUTH_ERRORS: Final = {
+    "WRONGPASS": "wrong user or password",
+    "NOAUTH": "a password is needed: redis.url has none",
+    "NOPERM": "permission denied",
+}
+"""Errors that only a person can mend: in redis.url, or in the rules of the user."""
+
+RESERVED: Final = {"#": "%23", "/": "%2F", "?": "%3F", "@": "%40", " ": "%20"}
+"""What ends or divides a URL (RFC 3986 section 2.2) and how it is written in a user or password."""
+
+_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f]")
+
+TLS_RECORD: Final = re.compile(r"\\x1[456]")
+"""The first byte of a TLS record (RFC 8446 section 5.1), as the parser of RESP writes it in its error."""
+NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""How OpenSSL calls what a server without TLS answers."""
+ALERTS: Final = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "HANDSHAKE_FAILURE")
+"""Alerts of a TLS server that was given no certificate (RFC 8446 section 6.2), in OpenSSL's names."""
+
+
+class FileError(OSError):
+    """A file of TLS cannot be used; the text names its key."""
+
+
+class UnansweredError(ConnectionError):
+    """The connection ended before any reply."""
+
+
+class RefusedError(ConnectionError):
+    """Redis can be reached and refuses this user, password or database: nothing that time mends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +78,17 @@ class Address:
     password: str = field(default="", repr=False)
     tls: bool = False
     ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """redis://[[user]:password@]host[:port][/db], rediss:// (`?ca_file=`), valkey://, valkeys://, unix:///path.
+        """redis://[[user]:password@]host[:port][/db], rediss://, valkey://, valkeys://, unix:///path.
 
-        The database may also stand in `?db=`. Raises ConfigError; its line never shows the URL, it may hold a password.
+        The database may also stand in `?db=`; rediss:// and valkeys:// take `ca_file`, `cert_file` and `key_file`.
+        Raises ConfigError; its line never shows the URL, it may hold a password.
         """
+        check_form(url)
         try:
             parts = urlsplit(url)
             port = parts.port or PORT
@@ -59,12 +100,15 @@ class Address:
         except ValueError:
             raise ConfigError("redis.url: not a URL of the form redis://[user:password@]host[:port][/db]") from None
         tls = parts.scheme in ("rediss", "valkeys")
-        ca_file = options.pop("ca_file", "") if tls else ""
+        files = {name: options.pop(name, "") for name in TLS_FILES} if tls else {}
         path = unquote(parts.path) if parts.scheme == "unix" else ""
         if parts.scheme not in ("redis", "rediss", "valkey", "valkeys", "unix"):
             raise ConfigError("redis.url: must begin with redis://, rediss:// or unix://")
         if options:
-            raise ConfigError(f"redis.url: unknown option {sorted(options)[0]!r}: there are db and, of rediss, ca_file")
+            there_are = f"there are db and, of rediss, {', '.join(TLS_FILES)}"
+            raise ConfigError(f"redis.url: unknown option {one_line(sorted(options)[0])!r}: {there_are}")
+        if bool(files.get("cert_file")) is not bool(files.get("key_file")):
+            raise ConfigError("redis.url: a client certificate needs both cert_file and key_file")
         if parts.scheme == "unix" and not (path.startswith("/") and not parts.netloc.rpartition("@")[2]):
             raise ConfigError("redis.url: a Unix socket is unix:///absolute/path")
         if len(os.fsencode(path)) > UNIX_PATH_BYTES:
@@ -72,7 +116,7 @@ class Address:
         if database < 0:
             raise ConfigError("redis.url: the database is a number from 0")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        return cls(host, port, path, database, user, password, tls, ca_file)
+        return cls(host, port, path, database, user, password, tls, **files)
 
     def __str__(self) -> str:
         if self.path:
@@ -83,7 +127,7 @@ class Address:
     def greeting(self, name: str) -> list[tuple[str, bytes]]:
         """The first commands of a connection, by their word: who we are, which database, and is it a master."""
         commands: list[tuple[str, bytes]] = []
-        if self.password:
+        if self.user or self.password:
             words = (self.user, self.password) if self.user else (self.password,)
             commands.append(("AUTH", pack("AUTH", *words)))
         if self.database:
@@ -94,20 +138,111 @@ class Address:
         return commands
 
     def tls_context(self) -> ssl.SSLContext | None:
-        return ssl.create_default_context(cafile=self.ca_file or None) if self.tls else None
+        """None without TLS. Raises OSError that names the file which cannot be used."""
+        if not self.tls:
+            return None
+        context = ssl.create_default_context()
+        if self.ca_file:
+            with _naming("ca_file", self.ca_file):
+                context = ssl.create_default_context(cafile=self.ca_file)
+        if self.cert_file:
+            with _naming("cert_file or key_file", self.cert_file):
+                # A key with a passphrase would ask for it at the terminal, and the process would wait for ever.
+                context.load_cert_chain(self.cert_file, self.key_file or None, password=lambda: "")
+        return context
 
 
-def fault(greeting: Sequence[tuple[str, bytes]], replies: Sequence[object]) -> str:
-    """Why a server with these replies to `greeting` cannot be used, in one line; "" when it can."""
+@contextlib.contextmanager
+def _naming(key: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise FileError(f"redis.{key}: {path}: {explain(error)}") from None
+
+
+def check_form(url: str) -> None:
+    """Refuse a URL whose user or password was not escaped: parsed as it stands, it would name another server.
+
+    Raises ConfigError, which names the character and never shows a part of the URL.
+    """
+    scheme, _, rest = url.partition("://")
+    if "#" in rest:
+        raise _unescaped("#")
+    if _UNPRINTABLE.search(url):
+        raise _unescaped(" ")
+    head, mark, query = rest.partition("?")
+    authority, slash, path = head.partition("/")
+    if authority.count("@") > 1:
+        raise _unescaped("@")
+    # A path of a Unix socket may hold an @, the path of a server is a number or a name of a master.
+    if slash and "@" in path and scheme != "unix":
+        raise _unescaped("/")
+    if mark and "@" in query and "@" not in head and "=" not in query.partition("@")[0]:
+        raise _unescaped("?")
+    names = authority.rpartition("@")[0]
+    if _BAD_ESCAPE.search(names):
+        raise ConfigError("redis.url: a % in the user or password must be written %25")
+
+
+def _unescaped(character: str) -> ConfigError:
+    name = "space" if character == " " else character
+    return ConfigError(f"redis.url: a {name} in the user or password must be written {RESERVED[character]}")
+
+
+def fault(
+    address: "Address", greeting: Sequence[tuple[str, bytes]], replies: Sequence[object]
+) -> ConnectionError | None:
+    """Why a server with these replies to `greeting` cannot be used; None when it can.
+
+    One that refuses writes can be used: it answers reads, and may take writes again at any time.
+    """
     for (word, _), reply in zip(greeting, replies, strict=True):
         if isinstance(reply, ReplyError):
-            if word not in MAY_FAIL:
-                return one_line(f"{word} was answered {reply.code} {reply.message}")
+            if word not in MAY_FAIL and reply.code not in TAKES_NO_WRITES:
+                return _refused(address, word, reply)
         elif word == "CLUSTER" and isinstance(reply, bytes) and b"cluster_state:ok" not in reply:
-            return "the cluster is down"
+            return ConnectionError("the cluster is down")
         elif word == "ROLE" and isinstance(reply, list) and reply and reply[0] != b"master":
-            return one_line(f"it is a {reply[0].decode(errors='replace')}, not a master")
-    return ""
+            role = one_line(reply[0].decode(errors="replace"))
+            if role == "sentinel":
+                return RefusedError("it is a Sentinel: redis.url must begin with redis+sentinel://")
+            return ConnectionError(f"it is a {role}, not a master")
+    return None
+
+
+def _refused(address: "Address", word: str, reply: ReplyError) -> ConnectionError:
+    said = one_line(f"{word} was answered {reply.code} {reply.message}")
+    if word == "AUTH" and reply.code == "ERR":
+        return RefusedError(f"it has no such password: {said}")
+    if word == "SELECT" and reply.code == "ERR":
+        return RefusedError(f"there is no database {address.database}: {said}")
+    if reply.code in AUTH_ERRORS:
+        return RefusedError(f"{AUTH_ERRORS[reply.code]}: {said}")
+    return ConnectionError(said)
+
+
+def turned_down(replies: Sequence[object]) -> ReplyError | None:
+    """The error by which a server said in its greeting that it takes no writes."""
+    return next((each for each in replies if isinstance(each, ReplyError) and each.code in TAKES_NO_WRITES), None)
+
+
+def hint(address: "Address", error: OSError) -> str:
+    """Why a connection could not be made, in one line; with what is likely when only one end speaks TLS."""
+    said = explain(error)
+    cause = error.__cause__ or error
+    code = getattr(cause, "reason", None) or ""
+    ended = isinstance(error, UnansweredError | ssl.SSLEOFError)
+    if address.path:
+        return said
+    if not address.tls:
+        return f"{said}; if it speaks TLS, use rediss://" if ended or TLS_RECORD.search(said) else said
+    if code in NO_TLS:
+        return f"{said}; it speaks no TLS: use redis://"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"{said}; redis.ca_file names the authority to trust"
+    if not address.cert_file and (ended or any(alert in code for alert in ALERTS)):
+        return f"{said}; if it wants a client certificate, set redis.cert_file and redis.key_file"
+    return said
 
 
 def explain(error: BaseException | None) -> str:
@@ -121,10 +256,10 @@ def explain(error: BaseException | None) -> str:
     return one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
-def _with_last_words(reason: str, replies: Sequence[object]) -> str:
-    """A server that is full, or protected, says so and closes."""
+def _ended(reason: str, replies: Sequence[object]) -> ConnectionError:
+    """A connection ended early. A server that is full, or protected, says so and closes."""
     said = next((f" after {reply.code} {reply.message}" for reply in replies if isinstance(reply, ReplyError)), "")
-    return one_line(reason + said)
+    return (ConnectionError if replies else UnansweredError)(one_line(reason + said))
 
 
 def one_line(text: str) -> str:
@@ -135,7 +270,18 @@ def one_line(text: str) -> str:
 class Link(asyncio.Protocol):
     """A connection, made and greeted by `connect`; then `on_replies(replies)` per read and `on_lost(reason)` once."""
 
-    __slots__ = ("_greeted", "_greeting", "_replies", "_wanted", "on_lost", "on_replies", "reason", "transport")
+    __slots__ = (
+        "_error",
+        "_greeted",
+        "_greeting",
+        "_replies",
+        "_wanted",
+        "on_lost",
+        "on_replies",
+        "reason",
+        "transport",
+        "turned_down",
+    )
 
     transport: asyncio.WriteTransport
 
@@ -143,6 +289,9 @@ class Link(asyncio.Protocol):
         self.on_replies: Callable[[list[object]], None] | None = None
         self.on_lost: Callable[[str], None] | None = None
         self.reason = ""
+        self.turned_down: ReplyError | None = None
+        """The error by which the server said in its greeting that it takes no writes."""
+        self._error: Exception | None = None
         self._replies = Replies()
         self._greeting: list[object] = []
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -154,7 +303,7 @@ class Link(asyncio.Protocol):
         self.transport.write(b"".join(commands))
         await self._greeted
         if self.reason:
-            raise ConnectionError(_with_last_words(self.reason, self._greeting))
+            raise _ended(self.reason, self._greeting) from self._error
         return self._greeting
 
     def drop(self, reason: str) -> None:
@@ -176,6 +325,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.reason = self.reason or explain(error)
+        self._error = error
         if not self._greeted.done():
             self._greeted.set_result(None)
         if self.on_lost is not None:
@@ -213,12 +363,13 @@ async def connect(
     try:
         async with asyncio.timeout(reply_timeout):
             replies = await link.greet([packed for _, packed in greeting])
-        reason = fault(greeting, replies)
-        if reason:
-            raise ConnectionError(reason)
+        error = fault(address, greeting, replies)
+        if error is not None:
+            raise error
     except BaseException:
         link.drop("not greeted")
         raise
+    link.turned_down = turned_down(replies)
     link.on_replies, link.on_lost = on_replies, on_lost
     return link
 
@@ -241,7 +392,7 @@ def ask(address: Address, commands: Sequence[bytes], timeout: float) -> list[obj
                 # A server that is full speaks before it is asked; what it said may still be there to read.
                 stream.setblocking(False)
                 answered += replies.read(stream.recv(65536))
-            raise ConnectionError(_with_last_words(explain(error), answered)) from None
+            raise _ended(explain(error), answered) from error
     if len(answered) > len(commands):
         raise ConnectionError(UNASKED)
     return answered
@@ -257,9 +408,9 @@ class Line:
         self._stream = _socket(address, timeout)
         greeting = address.greeting(name)
         try:
-            reason = fault(greeting, self.ask([packed for _, packed in greeting]))
-            if reason:
-                raise ConnectionError(reason)
+            error = fault(address, greeting, self.ask([packed for _, packed in greeting]))
+            if error is not None:
+                raise error
         except BaseException:
             self.close()
             raise
@@ -282,15 +433,28 @@ class Line:
 
 
 def probe(url: str | Address, timeout: float) -> None:
-    """See that the Redis at `url` can be reached and used. Blocks; raises ConfigError or UnavailableError, one line."""
+    """See that the Redis at `url` can be reached and greeted. Blocks; raises as `ask_all` and `judge` do."""
     address = url if isinstance(url, Address) else Address.parse(url)
     greeting = address.greeting("vizora-probe")
+    judge(address, fault(address, greeting, ask_all(address, [packed for _, packed in greeting], timeout)))
+
+
+def ask_all(address: Address, commands: Sequence[bytes], timeout: float) -> list[object]:
+    """As `ask`, for an operator: raises ConfigError when a file of TLS cannot be used, UnavailableError else."""
     try:
-        reason = fault(greeting, ask(address, [packed for _, packed in greeting], timeout))
-    except OSError as error:
-        raise UnavailableError(f"Redis at {address} cannot be reached: {explain(error)}") from None
-    if reason:
-        raise UnavailableError(f"Redis at {address} cannot be used: {reason}")
+        return ask(address, commands, timeout)
+    except FileError as wrong:
+        raise ConfigError(explain(wrong)) from None
+    except OSError as away:
+        raise UnavailableError(f"Redis at {address} cannot be reached: {hint(address, away)}") from None
+
+
+def judge(address: Address, error: ConnectionError | None) -> None:
+    """Raises ConfigError for what Redis will refuse for ever, UnavailableError for what may pass; one line."""
+    if isinstance(error, RefusedError):
+        raise ConfigError(f"Redis at {address} cannot be used: {error}")
+    if error is not None:
+        raise UnavailableError(f"Redis at {address} cannot be used: {error}")
 
 
 def _socket(address: Address, timeout: float) -> socket.socket:

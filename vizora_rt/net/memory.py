@@ -1,4 +1,4 @@
-"""How much memory Redis says it uses, for an alert before it is full: one worker of a node asks now and then."""
+"""How much memory Redis uses, and whether it deletes keys when it is full. One worker of a node asks now and then."""
 
 from typing import Final
 
@@ -12,11 +12,13 @@ EVERY: Final = 15.0
 """Prometheus' usual scrape interval."""
 
 INFO: Final = pack("INFO", "memory")
-FIELD: Final = b"used_memory:"
+USED: Final = b"used_memory:"
+POLICY: Final = b"maxmemory_policy:"
+NOEVICTION: Final = b"noeviction"
 
 
 class Memory:
-    """The gauge, an entry of the timer wheel."""
+    """The gauges, an entry of the timer wheel."""
 
     __slots__ = ("_metrics", "_store")
 
@@ -32,6 +34,25 @@ class Memory:
     def _on_reply(self, reply: object) -> None:
         if not isinstance(reply, bytes):
             return
-        for line in reply.split(b"\r\n"):
-            if line.startswith(FIELD):
-                self._metrics.gauge("redis_memory_bytes").value = int(line.removeprefix(FIELD))
+        used = fields(reply, USED)
+        if used:
+            self._metrics.gauge("redis_memory_bytes").value = max(map(int, used))
+        policies = evicting(reply)
+        if policies is not None:
+            self._metrics.gauge("redis_evicts").value = int(bool(policies))
+
+
+def evicting(info: object) -> list[str] | None:
+    """The policies in INFO by which a server deletes keys when its memory is full; None when INFO says no policy.
+
+    The answer of a cluster has the INFO of each shard.
+    """
+    policies = fields(info, POLICY) if isinstance(info, bytes) else []
+    if not policies:
+        return None
+    return sorted({policy.decode(errors="replace") for policy in policies if policy != NOEVICTION})
+
+
+def fields(info: bytes, name: bytes) -> list[bytes]:
+    """The values of a field of INFO, of each server one."""
+    return [line.removeprefix(name) for line in info.split(b"\r\n") if line.startswith(name)]

@@ -9,7 +9,10 @@ from typing import Final, Protocol
 
 from vizora_rt import errors, metrics
 from vizora_rt.config import Config
+from vizora_rt.net import memory
 from vizora_rt.net.answers import Response, Route, Sender, json_response, refuse
+from vizora_rt.net.link import TAKES_NO_WRITES, one_line
+from vizora_rt.net.refusals import DENIED
 from vizora_rt.net.store import Store
 from vizora_rt.wire import messages, resp
 from vizora_rt.wire.http import Request, accepts_gzip
@@ -19,6 +22,8 @@ SERVICE: Final = "vizora-rt"
 
 PING: Final = resp.pack("PING")
 HEALTH_SECONDS: Final = 1.0
+REFUSALS: Final = TAKES_NO_WRITES | {DENIED}
+"""Errors of a Redis that is there: MISCONF is the answer to each PING while a server cannot save."""
 
 FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")
 """Beginnings of the header fields of a proxy; who sends one of its own is only trusted less."""
@@ -77,12 +82,7 @@ class Operators:
         return sender.address.startswith(LOOPBACK) and not forwarded
 
     async def _health(self, request: Request, sender: Sender) -> Response:
-        latency, status = await asyncio.gather(self._redis_latency(), self._asked("status"))
-        full = self._store.full if latency is not None else ""
-        redis: dict[str, object] = {"status": "down" if latency is None else "degraded" if full else "up"}
-        redis["latencyMs"] = latency
-        if full:
-            redis["reason"] = f"takes no writes: {full}"
+        redis, status = await asyncio.gather(self._redis(), self._asked("status"))
         service = messages.loads(status) if status is not None else {}
         workers = service.get("workers", [])
         up = sum(worker["state"] == "ready" for worker in workers)
@@ -125,11 +125,22 @@ class Operators:
         self._ask(what, openmetrics, on_answer, compress)
         return await answered
 
-    async def _redis_latency(self) -> float | None:
+    async def _redis(self) -> dict[str, object]:
+        """What is said of Redis: `down` when it does not answer, `degraded` when it turns down what it is asked."""
         started = perf_counter_ns()
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                reply = await self._store.request("ping", PING)
+                reply, info = await asyncio.gather(
+                    self._store.request("ping", PING), self._store.request("info", memory.INFO)
+                )
         except TimeoutError:
-            return None
-        return None if isinstance(reply, ReplyError) else (perf_counter_ns() - started) / 1e6
+            return {"status": "down", "latencyMs": None, "reason": f"no answer within {HEALTH_SECONDS:g} s"}
+        latency = (perf_counter_ns() - started) / 1e6
+        if isinstance(reply, ReplyError) and reply.code not in REFUSALS:
+            return {"status": "down", "latencyMs": None, "reason": self._store.reason or one_line(reply.code)}
+        policies = memory.evicting(info)
+        evicts = f"may delete keys: maxmemory-policy {', '.join(map(one_line, policies))}" if policies else ""
+        reason = "; ".join(filter(None, (self._store.refusal, evicts)))
+        if reason:
+            return {"status": "degraded", "latencyMs": latency, "reason": reason}
+        return {"status": "up", "latencyMs": latency}

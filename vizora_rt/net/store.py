@@ -20,7 +20,8 @@ from typing import Final
 from vizora_rt import report
 from vizora_rt.config import Redis
 from vizora_rt.metrics import Metrics
-from vizora_rt.net.link import UNASKED, Address, Link, connect, explain
+from vizora_rt.net.link import UNASKED, Address, Link, connect, hint
+from vizora_rt.net.refusals import Refusals
 from vizora_rt.wire.resp import ReplyError, pack
 
 OnReply = Callable[[object], None]
@@ -35,15 +36,13 @@ cluster that serves nobody."""
 NOT_SERVED = "Hash slot not served"
 """CLUSTERDOWN for one slot only: the server serves others."""
 
-FULL = frozenset({"OOM", "MISCONF", "NOREPLICAS", "NOPERM"})
-"""Errors of a server that answers and takes no writes: who keeps it must do something. Nothing is closed for them."""
-
-FULL_EVERY = 60.0
-"""Seconds between two lines about that: each write of thousands a second is turned down."""
-
-FULL_SECONDS = 15.0
-"""From the last write that was turned down until it counts as mended. Three times as long as the pause between two
-writes of a service that has nothing to do: a worker says every 5 s that it lives."""
+FLAPS = 3
+FLAP_SECONDS = 60.0
+"""A connection that was lost three times within a minute is said to be up only after `STEADY_SECONDS`: a server that
+dies with each write would fill the log."""
+STEADY_SECONDS = 5.0
+MOST_REASONS = 8
+"""Reasons that an outage is logged with, each once. A text from the network may never be the same twice."""
 
 REDIRECTIONS = frozenset({"MOVED", "ASK", "TRYAGAIN"})
 """What a node of a cluster answers when the key is, or is about to be, another's: no error yet, `cluster` follows."""
@@ -67,9 +66,10 @@ log = report.logger("store")
 class Operation:
     """The metric children of one operation name, resolved once."""
 
-    __slots__ = ("error", "ok", "timer")
+    __slots__ = ("error", "name", "ok", "timer")
 
     def __init__(self, metrics: Metrics, name: str) -> None:
+        self.name = name
         self.ok = metrics.counter("redis_operations_total", name, "ok")
         self.error = metrics.counter("redis_operations_total", name, "error")
         self.timer = metrics.timer("redis_operation_duration_seconds", name)
@@ -114,23 +114,24 @@ class Store:
         "_closing",
         "_config",
         "_depth_gauge",
-        "_full_at",
         "_full_bytes",
         "_full_commands",
-        "_full_told",
-        "_full_why",
         "_gone",
         "_idle",
         "_link",
         "_loop",
+        "_losses",
         "_max_bytes",
         "_max_commands",
         "_name",
         "_operations",
         "_out",
+        "_refusals",
         "_runner",
+        "_said",
         "_scripts",
         "_silent",
+        "_steady_handle",
         "_up_gauge",
         "_waiting",
         "address",
@@ -151,8 +152,6 @@ class Store:
         """Where it is, or was the last time."""
         self.up = False
         """All of it."""
-        self._full_told = self._full_at = -FULL_EVERY
-        self._full_why = ""
         self.reason = "not connected yet"
         """Why it is not up, or was not the last time."""
         self.on_up: list[Callable[[], None]] = []
@@ -173,6 +172,11 @@ class Store:
             metrics.on_collect(self._collect)
         self._scripts: dict[str, Script] = {}
         self._loop = asyncio.get_running_loop()
+        self._refusals = Refusals(self._loop.time)
+        self._said: set[str] = set()
+        """Reasons that the present outage was logged with."""
+        self._losses: deque[float] = deque(maxlen=FLAPS)
+        self._steady_handle: asyncio.TimerHandle | None = None
         self._out: list[bytes] = []
         self._waiting: deque[tuple[Operation, OnReply | None, int]] = deque()
         self._bytes = 0
@@ -217,7 +221,17 @@ class Store:
     @property
     def full(self) -> str:
         """The error with which writes are turned down while reads are answered, "" when none was lately."""
-        return self._full_why if self._loop.time() - self._full_at < FULL_SECONDS else ""
+        return self._refusals.full
+
+    @property
+    def refusal(self) -> str:
+        """What a Redis that answers turned down lately, and why, in words for an operator; "" when nothing was."""
+        return self._refusals.reason
+
+    @property
+    def database(self) -> int:
+        """The number of the database: channels are not divided by it, keys are."""
+        return self.address.database
 
     @property
     def partly_up(self) -> bool:
@@ -294,8 +308,9 @@ class Store:
             except TimeoutError:
                 log.warning("redis did not answer before closing", waiting=len(self._waiting))
         self.up = False
-        if self._check_handle is not None:
-            self._check_handle.cancel()
+        for handle in (self._check_handle, self._steady_handle):
+            if handle is not None:
+                handle.cancel()
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.wait([self._runner])
@@ -310,7 +325,7 @@ class Store:
             try:
                 link = await self._connect()
             except OSError as error:
-                self._not_up(explain(error))
+                self._not_up(hint(self.address, error))
             except Exception as error:
                 log.exception("redis connection failed", error=error)
             else:
@@ -349,22 +364,27 @@ class Store:
         self._silent = self._idle = 0
         self.reason = ""
         self.up = True
-        log.info("redis is up", address=str(self.address))
+        if link.turned_down is not None:
+            self._refusals.take(link.turned_down, "ping", self.address)
+        flaps = len(self._losses) == FLAPS and self._losses[0] > self._loop.time() - FLAP_SECONDS
+        if flaps:
+            self._steady_handle = self._loop.call_later(STEADY_SECONDS, self._say_up)
+        else:
+            self._say_up()
         for callback in self.on_up:
             self._call(callback)
 
-    def _not_up(self, reason: str) -> None:
-        """Log a reason when it is a new one: at two attempts a second, an outage would fill the log."""
-        if reason != self.reason:
-            self.reason = reason
-            log.warning("redis is not up", address=str(self.address), reason=reason)
+    def _say_up(self) -> None:
+        self._steady_handle = None
+        self._said.clear()
+        log.info("redis is up", address=str(self.address))
 
-    def _turned_down(self, reply: ReplyError) -> None:
-        self._full_at = now = self._loop.time()
-        self._full_why = reply.code
-        if now - self._full_told >= FULL_EVERY:
-            self._full_told = now
-            log.error("redis takes no writes", address=str(self.address), reason=f"{reply.code} {reply.message}")
+    def _not_up(self, reason: str) -> None:
+        """Log a reason once in an outage: at two attempts a second, an outage would fill the log."""
+        self.reason = reason
+        if reason not in self._said and len(self._said) < MOST_REASONS:
+            self._said.add(reason)
+            log.warning("redis is not up", address=str(self.address), reason=reason)
 
     def _flush(self) -> None:
         if self._out and self._link is not None:
@@ -389,8 +409,7 @@ class Store:
             operation, on_reply, at = waiting.popleft()
             if type(reply) is ReplyError:
                 operation.error.value += reply.code not in REDIRECTIONS
-                if reply.code in FULL:
-                    self._turned_down(reply)
+                self._refusals.take(reply, operation.name, self.address)
                 if reply.code in NOT_USABLE and reply.message != NOT_SERVED:
                     drop = f"the server answered {reply.code}"
             else:
@@ -407,6 +426,10 @@ class Store:
     def _lost(self, reason: str) -> None:
         self.up = False
         self._link = None
+        self._losses.append(self._loop.time())
+        if self._steady_handle is not None:
+            self._steady_handle.cancel()
+            self._steady_handle = None
         waiting, self._waiting = self._waiting, deque()
         self._out.clear()
         self._bytes = 0
@@ -422,6 +445,7 @@ class Store:
 
     def _check(self) -> None:
         """Is anybody there? Replies reset `_silent`."""
+        self._refusals.look(self.address)
         self._check_handle = self._loop.call_later(self._config.reply_timeout_seconds / CHECKS, self._check)
         if self._waiting:
             self._idle = 0

@@ -39,6 +39,10 @@ class Guarded(Store):
             self._watcher.cancel()
         await super().close(timeout)
 
+    @property
+    def database(self) -> int:
+        return self._where.access.database
+
     def place(self, key: bytes) -> Address | None:
         return None if self.address in self._where.seeds else self.address
 

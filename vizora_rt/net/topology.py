@@ -14,10 +14,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from vizora_rt.errors import ConfigError, UnavailableError
+from vizora_rt.errors import ConfigError
 from vizora_rt.net import link
-from vizora_rt.net.link import Address, explain, one_line
-from vizora_rt.wire.resp import SLOTS, ReplyError
+from vizora_rt.net.link import Address, one_line
+from vizora_rt.wire.resp import ReplyError
 
 SENTINEL_PORT: Final = 26379
 CLUSTER_PORT: Final = 6379
@@ -49,6 +49,7 @@ class Where:
     @classmethod
     def parse(cls, url: str) -> Self:
         """Raises ConfigError; its line never shows the URL, it may hold a password."""
+        link.check_form(url)
         scheme = url.partition("://")[0]
         if scheme == "redis+sentinel":
             return cls._sentinel(url)
@@ -145,32 +146,6 @@ def _ranges(where: Where, node: Address, reply: Any) -> Iterator[tuple[int, int,
     for first, last, (host, port, *_), *_ in reply:
         # A node that does not know its own name has an empty one: the one that it was reached by will do.
         yield int(first), int(last), where.at(_text(host) or node.host, int(port))
-
-
-def probe(url: str, timeout: float) -> str:
-    """See that the Redis at `url` can be reached and used. What was found, in a line. Raises ConfigError or
-    UnavailableError with one."""
-    where = Where.parse(url)
-    if where.kind == "server":
-        link.probe(where.access, timeout)
-        return "Redis can be reached and used"
-    try:
-        if where.kind == "sentinel":
-            master = find_master(where, timeout)
-        else:
-            ranges = find_shards(where, (), timeout)
-    except OSError as error:
-        raise UnavailableError(f"Redis at {where} cannot be found: {explain(error)}") from None
-    if where.kind == "sentinel":
-        link.probe(master, timeout)
-        return f"Sentinels name {master.host}:{master.port} as {where.master}; it can be reached and used"
-    for node in dict.fromkeys(address for _, _, address in ranges):
-        link.probe(node, timeout)
-    covered = sum(last - first + 1 for first, last, _ in ranges)
-    if covered < SLOTS:
-        raise UnavailableError(f"Redis at {where} cannot be used: nobody has {SLOTS - covered} of its {SLOTS} slots")
-    names = sorted({f"{address.host}:{address.port}" for _, _, address in ranges})
-    return f"the cluster has {len(names)} shards ({', '.join(names)}); all can be reached and used"
 
 
 def redirected(where: Where, reply: ReplyError, asked: Address) -> Address | None:

@@ -226,6 +226,14 @@ ALERTS = (
           "Redis uses much memory",
           "The Redis of {{ $labels.instance }} uses {{ $value | humanize1024 }}B"),
 
+    Alert("RedisEvicts", "warning",
+          "Any maxmemory-policy but noeviction, for a minute: with its memory full Redis deletes commands, plays and "
+          "revocations, and no error tells it.",
+          "1m",
+          "max by (job, instance) (vizora_realtime_redis_evicts) == 1",
+          "Redis may delete keys",
+          "The Redis of {{ $labels.instance }} has a maxmemory-policy that deletes keys when its memory is full"),
+
     Alert("PlaysBacklog", "warning",
           "Half of plays.max_entries (1,000,000) waits for a reader. When all of it does, plays are refused.",
           "15m",

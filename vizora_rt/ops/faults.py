@@ -61,6 +61,14 @@ async def calls_fail(site: Site) -> None:
         await asyncio.shield(asyncio.to_thread(site.redis, pack("CONFIG", "SET", "maxmemory", "0")))
 
 
+async def redis_evicts(site: Site) -> None:
+    await asyncio.to_thread(site.redis, pack("CONFIG", "SET", "maxmemory-policy", "allkeys-lru"))
+    try:
+        await forever()
+    finally:
+        await asyncio.shield(asyncio.to_thread(site.redis, pack("CONFIG", "SET", "maxmemory-policy", "noeviction")))
+
+
 async def calls_wait(site: Site) -> None:
     """The store stands still for most of each second, and calls that need it stand with it."""
     pid = await asyncio.to_thread(site.store_pid)
@@ -299,6 +307,7 @@ FAULTS = {
     ),
     "CommandsExpiring": Fault("commands are sent to screens that are off", commands_expire),
     "StoreMemory": Fault("the embedded store grows over 2 GiB", partial(memory_grows, blocks=5)),
+    "RedisEvicts": Fault("the store's maxmemory-policy is allkeys-lru", redis_evicts),
     "PlaysBacklog": Fault(
         "half a million plays that a group does not read", backlog, {**NO_RATES, "VIZORA_PLAYS__PARTITIONS": "1"}
     ),

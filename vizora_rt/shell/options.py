@@ -38,7 +38,7 @@ def load(file: Path | None, overrides: Mapping[str, Mapping[str, Any]] = {}) -> 
 
 def redis_url(settings: Config) -> str:
     """The configured Redis, else the store that a service embeds on this machine."""
-    url = settings.redis.url or embedded.running(Path(settings.state_dir))
+    url = settings.redis.target or embedded.running(Path(settings.state_dir))
     if not url:
         raise UnavailableError(f"there is no Redis: set REDIS_URL, or start the service that has {settings.state_dir}")
     return url

@@ -13,7 +13,7 @@ import click
 from vizora_rt import config, report
 from vizora_rt.app import auth
 from vizora_rt.config import Config
-from vizora_rt.net import topology
+from vizora_rt.net import probe, topology
 from vizora_rt.net.screen import Screen
 from vizora_rt.shell.options import CONFIG_OPTION, load
 from vizora_rt.supervisor import Supervisor
@@ -118,7 +118,7 @@ def _screens(settings: Config, port: int, devices: int) -> list[asyncio.Task[Any
 @click.command("check-config")
 @CONFIG_OPTION
 def check_config(file: Path | None) -> None:
-    """Check the configuration. Print what is in effect, without secrets, and see whether Redis can be reached.
+    """Check the configuration. Print what is in effect, without secrets, and see whether Redis has what is needed.
 
     Example: vizora-rt check-config --config /etc/vizora-rt/config.toml
     """
@@ -130,7 +130,9 @@ def check_config(file: Path | None) -> None:
     if not settings.development:
         _usable(config.with_secrets(settings))
     if settings.redis.url:
-        click.echo(f"# {topology.probe(settings.redis.url, settings.redis.connect_timeout_seconds)}")
+        found = probe.probe(settings.redis.target, settings.redis.connect_timeout_seconds)
+        for line in (found.text, *(f"note: {note}" for note in found.notes)):
+            click.echo(f"# {line}")
 
 
 def effective(settings: Config) -> list[str]:

@@ -5,6 +5,7 @@ exception, also inside an array. A stream that is not RESP ends with `Replies.br
 """
 
 import binascii
+import re
 from typing import Final
 
 import hiredis
@@ -12,13 +13,33 @@ import hiredis
 SLOTS: Final = 16384
 
 
+_WRAPPED: Final = re.compile(r"Error running script .*?: ?@user_script: ?\d+: -?([A-Z]{2,}) (.*)", re.DOTALL)
+"""Before Redis 7 an error within a script: `Error running script (call to f_<sha1>): @user_script:1: @user_script: 1:
+-OOM command not allowed ...`. The last place in the script stands before the code."""
+
+_DENIED: Final = ("ACL failure in script", "The user executing the script can't")
+"""How Redis 7 and Valkey, and Redis before 7, say within a script what NOPERM says of a command."""
+
+
 class ReplyError:
-    """An error reply: `code` is its first word in capitals (ERR, NOSCRIPT, READONLY, OOM), `message` the rest."""
+    """An error reply: `code` is its first word in capitals (ERR, NOSCRIPT, READONLY, OOM), `message` the rest.
+
+    An error within a script has the code that the same command has outside of one.
+    """
 
     __slots__ = ("code", "message")
 
     def __init__(self, text: str) -> None:
         self.code, _, self.message = text.partition(" ")
+        if self.code == "ERR":
+            self._unwrap()
+
+    def _unwrap(self) -> None:
+        wrapped = _WRAPPED.match(self.message)
+        if wrapped is not None:
+            self.code, self.message = wrapped.groups()
+        elif any(words in self.message for words in _DENIED):
+            self.code = "NOPERM"
 
     def __repr__(self) -> str:
         return f"ReplyError({f'{self.code} {self.message}'!r})"
