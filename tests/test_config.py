@@ -529,7 +529,7 @@ class TestAnything:
                     "configuration",
                     "server.",
                     "limits.",
-                    "redis.url: ",
+                    "redis.",
                     "auth.refresh: ",
                     "auth.cors_origins: ",
                 )
@@ -546,3 +546,25 @@ class TestAnything:
             assert str(error).startswith("config.toml")
         else:
             assert isinstance(loaded, Config)
+
+
+class TestTlsFiles:
+    def test_they_become_options_of_the_url(self) -> None:
+        redis = config.Redis(url="rediss://h/1", ca_file="/a b.pem", cert_file="/c&d.pem", key_file="/k.pem")
+        assert redis.target == ("rediss://h/1?ca_file=/a%20b.pem&cert_file=/c%26d.pem&key_file=/k.pem")
+        assert config.Redis(url="rediss://h?ca_file=/mine", ca_file="/other").target == "rediss://h?ca_file=/mine"
+        assert config.Redis(url="redis://h/1").target == "redis://h/1"
+        assert config.Redis().target == ""
+
+    @pytest.mark.parametrize(
+        ("environ", "said"),
+        [
+            ({"VIZORA_REDIS__CA_FILE": "/a"}, "redis.ca_file: is for TLS"),
+            ({"REDIS_URL": "redis://h", "VIZORA_REDIS__CERT_FILE": "/c"}, "redis.cert_file: is for TLS"),
+            ({"REDIS_URL": "rediss://h", "VIZORA_REDIS__CERT_FILE": "/c"}, "a client certificate needs both"),
+            ({"REDIS_URL": "rediss://h", "VIZORA_REDIS__KEY_FILE": "/k"}, "a client certificate needs both"),
+        ],
+    )
+    def test_what_is_half_or_without_tls_is_refused(self, environ: dict[str, str], said: str) -> None:
+        with pytest.raises(ConfigError, match=said):
+            config.load(None, environ)
