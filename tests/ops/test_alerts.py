@@ -89,7 +89,7 @@ class TestTable:
         assert {name: kinds for name, kinds in forms.items() if kinds != {""}} == {
             "HighErrorRate": {"rate", "ratio"},
             "HeartbeatFailures": {"rate", "ratio"},
-            "ConnectionDrops": {"rate", "ratio"},
+            "ConnectionDrops": {"rate", "ratio", "fleet"},
         }
 
     @pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: f"{alert.name}-{alert.form}")

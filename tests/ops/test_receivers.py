@@ -10,6 +10,8 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import pytest
+
 from tests.service import PATIENCE, until
 from tests.tools import run, tool
 from vizora_rt.ops import monitors
@@ -103,6 +105,78 @@ def test_each_receiver_is_told_what_and_where_to_read_on(tmp_path: Path) -> None
     assert "a test: nothing is wrong https://example.com/" in " ".join(slack["text"].split())
     assert "To: operations@example.com" in told["email"]
     assert "TestWarning" in told["email"]
+
+
+A, B = "a:3001", "b:3001"
+ORGANISATION = {"organization_id": "acme"}
+SAID: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("HighMemoryUsage", "warning", {"instance": A, "process": "worker-0"}),
+    ("HighErrorRate", "warning", {"instance": A}),
+    ("HeartbeatFailures", "warning", {"instance": A}),
+    ("DeviceSeriesCapped", "info", {"instance": A}),
+    ("WorkerCrashLoop", "critical", {"instance": A}),
+    ("HighMemoryUsage", "warning", {"instance": B, "process": "worker-0"}),
+    ("HighErrorRate", "warning", {"instance": B}),
+    ("HighLatency", "warning", {"instance": B, "path": "/push/playlist"}),
+    ("DevicesOffline", "warning", ORGANISATION),
+    ("ConnectionDrops", "info", ORGANISATION),
+    ("ConnectionDrops", "info", {"form": "fleet"}),
+    ("PlaysMissing", "warning", ORGANISATION),
+    ("CommandsExpiring", "warning", {"type": "reload"}),
+    ("HeartbeatsRefused", "warning", {"type": "heartbeat"}),
+    ("PlaysBacklog", "warning", {"group": "billing"}),
+)
+"""Alerts as the rules make them, of two nodes and of what all nodes share."""
+
+
+@pytest.mark.parametrize(
+    ("causes", "hidden"),
+    [
+        pytest.param((("ServiceDown", A),), {0, 1, 2, 3}, id="one-node-down"),
+        pytest.param(
+            (("ServiceDown", A), ("ServiceDown", B), ("ServiceDown", "")),
+            set(range(len(SAID))) - {4},
+            id="no-node-answers",
+        ),
+        pytest.param((("ServiceDown", ""),), {8, 9, 10, 11, 12, 13, 14}, id="no-target-at-all"),
+        pytest.param((("RedisDown", A),), {1, 2}, id="one-node-without-redis"),
+        pytest.param(
+            (("RedisDown", A), ("RedisDown", B), ("RedisDown", "")), {1, 2, 6, 7, 11, 12}, id="no-node-reaches-redis"
+        ),
+    ],
+)
+def test_what_follows_from_a_cause_is_hidden_and_nothing_else(
+    tmp_path: Path, causes: tuple[tuple[str, str], ...], hidden: set[int]
+) -> None:
+    """By the real Alertmanager, with the rules of its file. It says itself which alerts another one inhibits."""
+    tool("prometheus-alertmanager")
+    files = monitors.delivered(monitors.configs(OPS), 9)
+    program = monitors.start_alertmanager(tmp_path, files, monitors.free_port())
+    firing = [*SAID]
+    firing += [(name, "critical", {"instance": instance} if instance else {}) for name, instance in causes]
+    every = any(not instance for _, instance in causes)
+    # "No gateway" stands for each of them.
+    expected = hidden | {len(SAID) + at for at, (_, instance) in enumerate(causes) if instance and every}
+    try:
+        assert until(program.ready)
+        alerts = [
+            {
+                "labels": {"alertname": name, "severity": severity, "job": "vizora-realtime", "n": str(at), **labels},
+                "annotations": {"summary": "a test"},
+            }
+            for at, (name, severity, labels) in enumerate(firing)
+        ]
+        monitors.get(f"{program.url}/api/v2/alerts", body=alerts)
+
+        def inhibited() -> set[int] | None:
+            found = monitors.get(f"{program.url}/api/v2/alerts")
+            if len(found) < len(firing):
+                return None
+            return {int(each["labels"]["n"]) for each in found if each["status"]["inhibitedBy"]}
+
+        assert until(lambda: inhibited() == expected), inhibited()
+    finally:
+        program.stop()
 
 
 def add(url: str, severity: str) -> None:

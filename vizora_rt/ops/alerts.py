@@ -4,6 +4,7 @@
 
 Each alert has a reason for its numbers, a runbook in ops/runbooks and unit tests in ops/prometheus/alerts_test.yml.
 A rate alert has two forms under one name: `rate`, which a large fleet meets first, and `ratio`, which a small one does.
+A third, `fleet`, is about all organisations together when each of them alone is too small for the other two.
 A ratio is a product on the other side, so that nothing is ever divided by zero, and asks for a number of cases, so that
 one screen in a quiet night wakes nobody.
 """
@@ -47,6 +48,11 @@ _ONLINE = _by("job, organization_id", "vizora_realtime_devices_online")
 _BEFORE = f"max_over_time({_ONLINE}[15m:1m])"
 # An organisation whose worker went too has no figure at all: that is none online.
 _GONE = f"{_BEFORE} - ({_ONLINE} or 0 * {_BEFORE})"
+
+_DROPS = _by("job, organization_id", 'increase(vizora_realtime_ws_connections_total{status="disconnected"}[5m])')
+_FEW_DROPS = _by("job", f"{_DROPS} <= 25")
+_FEW_OPEN = _by("job", f"{_by('job, organization_id', 'vizora_realtime_ws_connections_active')} and {_DROPS} <= 25")
+_RESTARTS = _by("job", 'increase(vizora_realtime_ws_disconnects_total{reason="restarting"}[5m])')
 
 # fmt: off
 ALERTS = (
@@ -113,6 +119,15 @@ ALERTS = (
           "High share of connections drops",
           "{{ printf `%.0f` $value }} connections of {{ $labels.organization_id }} ended in 5 minutes, more than 10 %",
           "ratio"),
+    Alert("ConnectionDrops", "info",
+          "The same over all organisations in which too few end for the ratio: one in ten of their connections within "
+          "five minutes, and over 25. It is what they share: a provider, a player release, a proxy. A restart of ours "
+          "is none.",
+          "5m",
+          f"{_FEW_DROPS} > 0.1 * {_FEW_OPEN} and {_FEW_DROPS} > 25 unless {_RESTARTS} > 0.5 * {_FEW_DROPS}",
+          "High share of connections drops over all organisations",
+          "{{ printf `%.0f` $value }} connections of many organisations ended in 5 minutes, more than 10 %",
+          "fleet"),
 
     Alert("HighMemoryUsage", "warning",
           "The owner's threshold, for each process: an idle device takes 6 KiB, so 1 GiB is no number of screens.",
@@ -122,9 +137,10 @@ ALERTS = (
           "{{ $labels.process }} on {{ $labels.instance }} uses {{ $value | humanize1024 }}B"),
 
     Alert("ServiceDown", "critical",
-          "Four scrapes in a row failed, or nothing is scraped at all. A restart takes two seconds and a roll none.",
+          "Four scrapes in a row failed, or nothing is scraped at all. A restart takes two seconds and a roll none. "
+          "When no gateway answers, an alert without an instance says so: all others follow from it.",
           "1m",
-          f'up{{job="{JOB}"}} == 0 or absent(up{{job="{JOB}"}})',
+          f'up{{job="{JOB}"}} == 0 or max by (job) (up{{job="{JOB}"}}) == 0 or absent(up{{job="{JOB}"}})',
           "The gateway does not answer",
           "Prometheus cannot scrape {{ or $labels.instance `any gateway` }}; screens show what they have, nothing new"),
 
@@ -137,11 +153,14 @@ ALERTS = (
           "{{ printf `%.0f` $value }} workers of {{ $labels.instance }} died or hung in 10 minutes"),
 
     Alert("RedisDown", "critical",
-          "A worker cannot reach Redis for a minute. Reconnects take up to 2 s, a failover about 15.",
+          "A worker cannot reach Redis for a minute. Reconnects take up to 2 s, a failover about 15. When no gateway "
+          "reaches it, an alert without an instance says so.",
           "1m",
-          "min by (job, instance) (vizora_realtime_redis_up) == 0",
+          "min by (job, instance) (vizora_realtime_redis_up) == 0 or "
+          "max by (job) (min by (job, instance) (vizora_realtime_redis_up)) == 0",
           "Redis cannot be reached",
-          "{{ $labels.instance }} has no Redis: plays and commands are refused, heartbeats are not stored"),
+          "{{ or $labels.instance `Every gateway` }} has no Redis: plays and commands are refused, heartbeats are not "
+          "stored"),
 
     Alert("EventLoopLag", "warning",
           "One timer in a hundred is 100 ms late. A healthy loop stays below 5 ms; the budget of a heartbeat is 2 ms.",
@@ -280,7 +299,7 @@ def _rule(alert: Alert, runbooks: str) -> str:
         "description": alert.description,
         "runbook_url": f"{runbooks}{alert.name}.md",
     }
-    parts = re.sub(r" (and|or) (?=sum|max|absent)", r"\n          \1 ", alert.expr)
+    parts = re.sub(r" (and|or|unless) (?=sum|max|absent)", r"\n          \1 ", alert.expr)
     # A JSON string is a YAML string.
     texts = "".join(f"          {key}: {json.dumps(text)}\n" for key, text in annotations.items())
     return f"""

@@ -43,7 +43,8 @@ class DrillError(Exception):
 class Result(NamedTuple):
     """Seconds from the fault to the alert with all who must hear of it, and from the fault's end to its resolution.
 
-    `failure` says what went wrong instead; "" when nothing did.
+    `alert` is a key of FAULTS: a name, or a name and the form that the fault sets off. `failure` says what went wrong
+    instead; "" when nothing did.
     """
 
     alert: str
@@ -65,10 +66,14 @@ class Inbox:
         self._told.append(notification)
 
     def receivers(self, alert: str, firing: bool) -> frozenset[str]:
-        return frozenset(each.receiver for each in self._told if each.alert == alert and each.firing == firing)
+        return frozenset(each.receiver for each in self._of(alert) if each.firing == firing)
 
     def description(self, alert: str) -> str:
-        return next(each.description for each in self._told if each.alert == alert)
+        return next(each.description for each in self._of(alert))
+
+    def _of(self, alert: str) -> list[Notification]:
+        name, _, form = alert.partition("/")
+        return [each for each in self._told if each.alert == name and form in ("", each.form)]
 
 
 class Watch(NamedTuple):
@@ -127,7 +132,7 @@ async def run(names: Sequence[str], ops: Path, say: Say, jobs: int = 1) -> list[
 async def drill(name: str, ops: Path, say: Say) -> Result:
     """One drill, from nothing to the alert's resolution."""
     fault = FAULTS[name]
-    severity = next(alert.severity for alert in alerts.ALERTS if alert.name == name)
+    severity = next(alert.severity for alert in alerts.ALERTS if alert.name == name.partition("/")[0])
     result = Result(name, severity, fault.about)
     say(fault.about)
     with tempfile.TemporaryDirectory(prefix="vizora-drill-") as folder:
@@ -172,7 +177,8 @@ async def calm(watch: Watch, name: str, screens: int) -> None:
         up = monitors.query(watch.prometheus, f'up{{job="{alerts.JOB}"}} == 1')
         online = monitors.query(watch.prometheus, "sum(vizora_realtime_devices_online)")
         seen = online[0][1] if online else 0
-        return bool(up) and seen >= screens and not monitors.query(watch.prometheus, f'ALERTS{{alertname="{name}"}}')
+        firing = monitors.query(watch.prometheus, f'ALERTS{{alertname="{name.partition("/")[0]}"}}')
+        return bool(up) and seen >= screens and not firing
 
     try:
         await until(quiet, CALM_SECONDS)

@@ -118,6 +118,18 @@ async def connections_drop(site: Site) -> None:
         await wire.close()
 
 
+async def connections_drop_everywhere(site: Site) -> None:
+    """A few in each of many organisations: none is worth an alert alone."""
+
+    async def restless(organization: str) -> None:
+        while True:
+            wire = await site.wire(f"restless-{organization}", organization)
+            await wire.close()
+            await asyncio.sleep(0.5 * SECOND)
+
+    await together(*(restless(f"tenant-{number}") for number in range(20)))
+
+
 async def one_identity(site: Site) -> None:
     """Two screens with one token; whoever is evicted comes back at once."""
 
@@ -290,6 +302,9 @@ FAULTS = {
     "HeartbeatFailures": Fault("every second heartbeat of a player is no object", bad_heartbeats, NO_RATES),
     "HighLatency": Fault("the store stands still for most of each second", calls_wait),
     "ConnectionDrops": Fault("a screen connects and leaves, again and again", connections_drop, NO_RATES),
+    "ConnectionDrops/fleet": Fault(
+        "a screen of each of 20 organisations connects and leaves", connections_drop_everywhere, NO_RATES
+    ),
     "HighMemoryUsage": Fault("the embedded store grows over 1 GiB", partial(memory_grows, blocks=3)),
     "ServiceDown": Fault("the service is stopped", service_ends, screens=0),
     "WorkerCrashLoop": Fault("workers are killed, one a second", workers_die),
@@ -316,4 +331,4 @@ FAULTS = {
         "more screens than series", many_screens, {"VIZORA_METRICS__MAX_DEVICE_SERIES": "2"}, screens=1
     ),
 }
-"""By alert, all of them."""
+"""By alert, all of them. `/` is before a form that has a fault of its own."""

@@ -39,6 +39,7 @@ class Notification(NamedTuple):
     summary: str
     description: str
     runbook: str
+    form: str = ""
 
 
 class Program:
@@ -226,4 +227,5 @@ def _notification(receiver: str, alert: dict[str, Any]) -> Notification:
         said["summary"],
         said["description"],
         said["runbook_url"],
+        alert["labels"].get("form", ""),
     )
