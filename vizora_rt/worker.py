@@ -314,6 +314,8 @@ class Worker:
             draining.cancel()
             await self._gateway.drain(0)
         hurried.cancel()
+        if not successor:
+            self._gateway.leave()
         await self._gateway.bus.close()
         await self._store.close(CLOSE_SECONDS)
         self._wheel.stop()

@@ -1,5 +1,6 @@
 """Workers that die, are cut off for a while, stand still or are replaced: two of them on one loop."""
 
+import asyncio
 import json
 from contextlib import AsyncExitStack
 from functools import partial
@@ -109,9 +110,9 @@ async def test_who_comes_back_while_it_is_swept_stays_online(
     marked: list[bool] = []
     back: list[Client] = []
 
-    async def late(self: sweeper.Sweeper, organization: str, device: str, owner: bytes, seen: int) -> bool:
+    async def late(self: sweeper.Sweeper, organization: str, device: str, owner: bytes, why: str, seen: int) -> bool:
         back.append(await dial_device(pair.alive.port, device))
-        marked.append(await mark(self, organization, device, owner, seen))
+        marked.append(await mark(self, organization, device, owner, why, seen))
         return marked[-1]
 
     monkeypatch.setattr(sweeper.Sweeper, "_mark", late)
@@ -267,6 +268,58 @@ async def test_a_sweep_that_loses_redis_begins_anew(pair: Pair, client: Any, mon
     pair.kill()
     assert await status(pair.ann) == ("lobby-1", "offline", "worker_lost")
     assert failures == 1
+
+
+class TestLeaving:
+    async def test_a_worker_that_stops_is_not_lost(
+        self, pair: Pair, client: Any, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Its member is out at once. Of its devices one comes back in time, the other is offline as after a restart."""
+        await pair.start()
+        for name in ("lobby-1", "lobby-2"):
+            await dial_device(pair.other.port, name)
+            assert await status(pair.ann) == (name, "online", "connected")
+        pair.other.gateway.leave()
+        await until(lambda: set(client.zrange("vz:nodes", 0, -1)) == {"node 0", "left node 1"})
+        lives = pair.other.counter("redis_operations_total", "eval_live", "ok")
+        pair.other.gateway._sweeper.renew()  # its timer runs until the end
+        pair.kill()
+        back = await dial_device(pair.alive.port, "lobby-1")
+        assert pair.other.counter("redis_operations_total", "eval_live", "ok") == lives
+        assert await status(pair.ann) == ("lobby-2", "offline", "restarting")
+        await until(lambda: client.zrange("vz:nodes", 0, -1) == ["node 0"])
+        await silent(pair.ann, back)
+        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+        told = [(line["level"], line["event"]) for line in lines if line["logger"] == "sweeper"]
+        assert told == [("info", "workers have left")]
+
+    async def test_one_that_is_back_under_its_name_has_not_left(self, pair: Pair, client: Any) -> None:
+        await pair.start()
+        client.zadd("vz:nodes", {"left node 0": 1})
+        await until(lambda: set(client.zrange("vz:nodes", 0, -1)) == {"node 0", "node 1"})
+
+    async def test_one_that_leaves_while_another_dies(
+        self, pair: Pair, client: Any, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        await pair.start()
+        client.zadd("vz:nodes", {"left elsewhere 0": 1, "elsewhere 1": 1, "left elsewhere 2": 1})
+        await until(lambda: set(client.zrange("vz:nodes", 0, -1)) == {"node 0", "node 1"})
+        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+        assert [line["workers"] for line in lines if line["event"] == "workers lost"] == [1]
+
+    async def test_who_else_serves(self, pair: Pair, client: Any) -> None:
+        """Workers of other nodes that renewed lately: none of this node, none that left, none that is silent."""
+        await pair.start()
+        mine = pair.alive.gateway._sweeper
+        await until(lambda: len(mine._seen) == 2)
+        assert await mine.others() == 0
+        for count in range(1, 4):
+            client.zadd("vz:nodes", {f"elsewhere {worker}": count for worker in range(3)} | {"left gone 0": count})
+            await until(lambda score=count: mine._seen.get(b"elsewhere 0", (b"",))[0] == b"%d" % score)  # type: ignore[misc]
+            assert await mine.others() == 3
+        async with asyncio.timeout(10):
+            while await mine.others():
+                await asyncio.sleep(0.05)
 
 
 SOON: Json = {"server": {"drain_seconds": 0.1}, "presence": {**DEAD, "offline_after_seconds": 0.5}}

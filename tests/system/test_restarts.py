@@ -15,7 +15,9 @@ import venv
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -23,7 +25,9 @@ import vizora_rt
 from tests.adversity import PATIENCE, QUICK, Fleet, Screen
 from tests.net.backend import API_KEY, call
 from tests.net.peers import SECRETS, device_token, dial
+from tests.net.workers import Books
 from tests.service import Service
+from tests.service import until as soon
 from tests.system.test_faults import books_of, settled
 from vizora_rt.app.limits import BURST
 from vizora_rt.net.client import Timing
@@ -261,3 +265,35 @@ async def test_8000_return_after_a_stop(tmp_path: Path) -> None:
 async def test_15000_return_after_a_kill(tmp_path: Path) -> None:
     """As many as the descriptors of one test process allow."""
     await come_back(tmp_path, 15_000, 100, 1200, signal.SIGKILL, Timing(), 300.0, addresses=8)
+
+
+# A node of several stops
+
+
+async def test_the_screens_of_a_node_that_stops_go_to_the_others(tmp_path: Path, redis_url: str) -> None:
+    """With another node there, screens come back at once; the last one has them wait until it may be back."""
+    env = {**ENV, "REDIS_URL": redis_url, "VIZORA_PRESENCE__WORKER_LOST_AFTER_SECONDS": "4"}
+    with ExitStack() as stack:
+        nodes = []
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            node = stack.enter_context(Service(tmp_path / name, env, workers=WORKERS))
+            nodes.append(await asyncio.to_thread(node.start))
+        books = Books(redis_url)
+        await asyncio.to_thread(soon, lambda: books.client.zcard("vz:nodes") == 2 * WORKERS)
+        for node, told_within in ((nodes[0], range(1000)), (nodes[1], range(3000, 30_000))):
+            screens = [await dial(node.port, device_token(f"screen-{number}")) for number in range(8)]
+            for screen in screens:
+                await screen.next("config")
+            stopping = asyncio.create_task(asyncio.to_thread(node.stop))
+            for screen in screens:
+                assert (await screen.next("server:shutdown"))["retryAfterMs"] in told_within
+                assert await screen.ended() == 1012
+            assert await stopping == 0
+        members = cast("list[str]", books.client.zrange("vz:nodes", 0, -1))
+        assert all(member.startswith("left ") for member in members)
+        # A clean restart finds them, and is not alarmed.
+        again = await asyncio.to_thread(nodes[0].start)
+        await asyncio.to_thread(soon, lambda: books.client.zcard("vz:nodes") == WORKERS)
+        assert again.records and not [record for record in again.records if record["event"] == "workers lost"]
+        assert [record["level"] for record in again.records if record["event"] == "workers have left"] == ["info"]

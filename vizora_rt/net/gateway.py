@@ -247,6 +247,7 @@ class Gateway:
         """Tell all clients to reconnect, spread over half of `seconds`, and wait until they are gone or time is up.
 
         A `successor` accepts already: then nobody is refused, and they come back at once, not when the service is back.
+        So they do when other nodes serve.
         """
         self.leaving = True
         if not successor:
@@ -264,10 +265,17 @@ class Gateway:
         for connection in list(self._connections):
             connection.abort()
 
+    def leave(self) -> None:
+        """Tell the other workers that this one has stopped, and did not die."""
+        self._sweeper.leave()
+
     async def _say_goodbye(self, started: float, seconds: float, successor: bool) -> None:
-        # A successor shares the work with all other workers; after a stop all of them have their own to take back.
-        per_second = self._config.limits.handshakes_per_second * (self._config.workers if successor else 1)
-        closed = 0.0 if successor else CLOSED_SECONDS
+        # A successor shares the work with all other workers; other nodes with all that leave this one; after the stop
+        # of a single node each of its workers has its own to take back.
+        others = 0 if successor else await self._sweeper.others()
+        share = self._config.workers if successor else others / self._config.workers or 1
+        per_second = self._config.limits.handshakes_per_second * share
+        closed = 0.0 if successor or others else CLOSED_SECONDS
         leaving = list(self._connections)
         schedule = departures(len(leaving), seconds, closed, per_second)
         for number, (connection, departure) in enumerate(zip(leaving, schedule, strict=True), 1):

@@ -6,6 +6,9 @@ after that is none the worse for it. Devices of the dead that nobody else has ar
 script that compares the owner it read, so that a device which comes back at that moment stays online. A worker that was
 only stopped or cut off finds its lease on its devices over, and has them confirmed before it writes (`ownership`).
 
+A worker that stops says so: its member gives way to one that tells when it left. Other nodes do not count on it any
+more. Those of its devices that did not come back in the same time are marked offline as well, without an alarm.
+
 A worker that is replaced has an heir of the same name, which renews for it: the heir looks after what it left behind.
 While nobody is dead, the holder of the lease ends commands that are due (`expiry`).
 """
@@ -13,12 +16,14 @@ While nobody is dead, the holder of the lease ends commands that are due (`expir
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Any, Final
 
 from vizora_rt import report
 from vizora_rt.app.state import State
 from vizora_rt.config import Config
+from vizora_rt.errors import RESTARTING
 from vizora_rt.net.changes import Changes
 from vizora_rt.net.expiry import Expiry
 from vizora_rt.net.ownership import Ownership
@@ -35,6 +40,8 @@ REASON: Final = "worker_lost"
 RENEWALS: Final = 4
 """Renewals in the time after which a worker counts as dead: three may be late."""
 LOOKS: Final = RENEWALS - 1
+LOOK_SECONDS: Final = 0.25
+"""For the answer to who else lives. Clients wait for their goodbye meanwhile, and would wait 3 s for what it spares."""
 LEASE_SHARE: Final = 0.75
 """The lease of a dead sweeper is over before anybody is due to be declared dead."""
 
@@ -42,10 +49,14 @@ PAGE: Final = 500
 PAUSE: Final = 0.02
 """Seconds between two pages: 25,000 devices a second, at a twentieth of what Redis can do."""
 
+LEFT: Final = "left "
+"""How the member of a worker that stopped begins. Its name, which holds no space, follows."""
+
 LIVE = """
--- KEYS nodes; ARGV member: this worker lives -> {member, renewed, ...} of all
+-- KEYS nodes; ARGV member, the one that it replaces: this worker lives, or has left -> {member, renewed, ...} of all
 local time = redis.call('TIME')
 redis.call('ZADD', KEYS[1], string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), ARGV[1])
+redis.call('ZREM', KEYS[1], ARGV[2])
 return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 """
 
@@ -82,7 +93,11 @@ return {tonumber(since), tonumber(string.match(members, '"lastHeartbeat":(%d+)')
 """
 """The owner is deleted: a worker that had been thought dead finds out with its next renewal, and confirms."""
 
-HEAD: Final = b'{"status":"offline","reason":"%b",' % REASON.encode()
+HEAD: Final = b'{"status":"offline","reason":"%b",'
+
+Lost = Callable[[str, str, str, int], str]
+"""Why a device is offline, given its id and the node, worker and time of connection in its owner key; "" when it is not
+that the sweep knows of."""
 
 log = report.logger("sweeper")
 
@@ -121,7 +136,7 @@ class Sweeper:
         self._up_since = inf
         self._seen: dict[bytes, tuple[bytes, float, int]] = {}
         """Each member's last renewal, since when (time of the loop) it has been the last, and how many looks ago."""
-        self._stopped = False
+        self._stopped = self._left = False
         self._task: asyncio.Task[None] | None = None
         for name, source in {"live": LIVE, "bury": BURY, "lease": HOLD, "sweep": SWEEP}.items():
             store.script(name, source)
@@ -140,9 +155,27 @@ class Sweeper:
                 self._ownership.trusted_until = until
                 self._look(dict(zip(reply[::2], reply[1::2], strict=True)))
 
+        if self._left:
+            return
         if not self._store.takes(NODES):
             self._ownership.trusted_until = until  # nobody can be told; and nobody can ask who is silent
-        self._store.eval("live", (NODES,), (self._me,), on_reply)
+        self._store.eval("live", (NODES,), (self._me, LEFT + self._me), on_reply)
+
+    def leave(self) -> None:
+        """Say that this worker has stopped: the last thing that it does."""
+        self._left = True
+        self._store.eval("live", (NODES,), (LEFT + self._me, self._me))
+
+    async def others(self) -> int:
+        """How many workers of other nodes live. As far as this one knows, when Redis does not answer at once."""
+        with suppress(LostError, TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                reply = await self._eval("live", (NODES,), (self._me, LEFT + self._me))
+            self._look(dict(zip(reply[::2], reply[1::2], strict=True)))
+        lately = self._loop.time() - self._grace * LOOKS / RENEWALS
+        here = self._me.rpartition(" ")[0]
+        found = (member.decode() for member, (_, since, _) in self._seen.items() if since > lately)
+        return sum(not member.startswith(LEFT) and member.rpartition(" ")[0] != here for member in found)
 
     def _look(self, members: dict[bytes, bytes]) -> None:
         """Who has renewed since the last look."""
@@ -208,21 +241,28 @@ class Sweeper:
 
     async def _bury(self, dead: dict[bytes, bytes]) -> None:
         """Mark devices of dead workers offline, then forget the workers."""
-        names = {tuple(member.decode().rsplit(" ", 1)) for member in dead}
+        left = {member: member.startswith(LEFT.encode()) for member in dead}
+        names = {
+            tuple(member.decode().removeprefix(LEFT).rsplit(" ", 1)): RESTARTING.name if left[member] else REASON
+            for member in dead
+        }
         # Keys of a worker that died long ago have ended; its devices were listed until shortly before.
         lately = min(int(float(renewed)) for renewed in dead.values()) - 2 * LISTED_EVERY_MS
-        swept = await self._sweep(lambda device_id, node, worker, connected: (node, worker) in names, lately)
+        swept = await self._sweep(lambda device_id, node, worker, connected: names.get((node, worker), ""), lately)
         for member, renewed in dead.items():
             await self._eval("bury", (NODES,), (member, renewed))
-        log.warning("workers lost", workers=len(dead), devices=swept)
+        if all(left.values()):
+            log.info("workers have left", workers=len(dead), devices=swept)
+        else:
+            log.warning("workers lost", workers=len(dead) - sum(left.values()), devices=swept)
 
     async def _inherit(self) -> None:
         """Mark offline what a predecessor of the same name had and nobody has now."""
         devices, me = self._state.devices, tuple(self._me.rsplit(" ", 1))
         before = (time.time() - self._absent_after) * 1_000_000
 
-        def left(device_id: str, node: str, worker: str, connected: int) -> bool:
-            return (node, worker) == me and connected < before and device_id not in devices
+        def left(device_id: str, node: str, worker: str, connected: int) -> str:
+            return REASON if (node, worker) == me and connected < before and device_id not in devices else ""
 
         try:
             swept = await self._sweep(left, None)
@@ -232,9 +272,9 @@ class Sweeper:
         if swept:
             log.warning("devices of the worker before are offline", devices=swept)
 
-    async def _sweep(self, lost: Callable[[str, str, str, int], bool], lately: int | None) -> int:
-        """Walk over all devices; how many were marked. `lost` gets the device and what its owner key says; without the
-        key, a device is lost that was seen since `lately`."""
+    async def _sweep(self, lost: Lost, lately: int | None) -> int:
+        """Walk over all devices; how many were marked. Without an owner key a device is lost that was seen since
+        `lately`."""
         swept, cursor = 0, b"0"
         while True:
             cursor, organizations = await self._ask("sscan", "SSCAN", ORGANIZATIONS, cursor, "COUNT", PAGE)
@@ -243,36 +283,34 @@ class Sweeper:
             if cursor == b"0":
                 return swept
 
-    async def _sweep_organization(
-        self, organization_id: str, lost: Callable[[str, str, str, int], bool], lately: int | None
-    ) -> int:
+    async def _sweep_organization(self, organization_id: str, lost: Lost, lately: int | None) -> int:
         swept, cursor, key = 0, b"0", f"vz:{{o:{organization_id}}}:devices"
         while True:
             cursor, rows = await self._ask("zscan", "ZSCAN", key, cursor, "COUNT", PAGE)
             seen = {row.decode(): int(float(score)) for row, score in zip(rows[::2], rows[1::2], strict=True)}
             owners = await asyncio.gather(*(self._ask("get", "GET", _key(device, "owner")) for device in seen))
-            found: dict[str, bytes] = {}
+            found: dict[str, tuple[bytes, str]] = {}
             for device_id, owner in zip(seen, owners, strict=True):
                 parts = owner.decode().split(" ") if owner else []
-                if len(parts) == 4 and lost(device_id, parts[1], parts[2], int(parts[3])):
-                    found[device_id] = owner
+                if len(parts) == 4 and (reason := lost(device_id, parts[1], parts[2], int(parts[3]))):
+                    found[device_id] = (owner, reason)
                 elif not parts and lately is not None and seen[device_id] >= lately:
-                    found[device_id] = b""
-            marks = (self._mark(organization_id, device, owner, seen[device]) for device, owner in found.items())
+                    found[device_id] = (b"", REASON)
+            marks = (self._mark(organization_id, device, *why, seen[device]) for device, why in found.items())
             swept += sum(await asyncio.gather(*marks))
             if cursor == b"0":
                 return swept
             await asyncio.sleep(PAUSE)
 
-    async def _mark(self, organization_id: str, device_id: str, owner: bytes, seen: int) -> bool:
+    async def _mark(self, organization_id: str, device_id: str, owner: bytes, reason: str, seen: int) -> bool:
         now = time.time_ns() // 1_000_000
         keys = (_key(device_id, "owner"), _key(device_id, "status"))
         members = messages.dumps({"organizationId": organization_id})[1:-1] + b","
-        reply = await self._eval("sweep", keys, (owner, now, OFFLINE_TTL, HEAD, members))
+        reply = await self._eval("sweep", keys, (owner, now, OFFLINE_TTL, HEAD % reason.encode(), members))
         if not isinstance(reply, list):
             return False
         since, heartbeat = reply
-        self._changes.tell(device_id, organization_id, "offline", since, max(seen, heartbeat), REASON)
+        self._changes.tell(device_id, organization_id, "offline", since, max(seen, heartbeat), reason)
         return True
 
     async def _ask(self, operation: str, *command: bytes | str | int) -> Any:
