@@ -220,7 +220,7 @@ class DeviceSeries:
     def _show(self, at: int, source: int, word: Word | None, now: float) -> None:
         status, organization, cpu, memory = word or (AWAY, self._organizations[at], NAN, NAN)
         if status == 1 or self._status[at] == 1:
-            self._seen[at] = now
+            self._seen[at] = max(self._seen[at], now)
         self._source[at] = NOBODY if word is None else source
         self._status[at] = status
         self._organizations[at] = sys.intern(organization)

@@ -55,8 +55,7 @@ class Scrapes:
         self._task: asyncio.Task[None] | None = None
         self._held: list[Callable[[], None]] | None = None
         self._number = 0
-        # Who has not sent figures for this scrape, and who has not sent all of its devices.
-        self._silent: set[Process] = set()
+        # Who has not sent all of its figures and devices for this scrape.
         self._incomplete: set[Process] = set()
         self._complete = asyncio.Event()
         self._missing = totals.gauge("scrape_workers_missing")
@@ -67,10 +66,8 @@ class Scrapes:
     def figures(self, process: Process, message: Message) -> None:
         """Take a beat's snapshot or rows of devices."""
         self._apply(partial(self._merge, process, message, self._loop.time()))
-        if message.get("id") == self._number:
-            self._silent.discard(process)
-            if message.get("last"):
-                self._done(process)
+        if message.get("id") == self._number and message.get("last"):
+            self._done(process)
 
     def tell(self, process: Process) -> None:
         """Tell a new worker which organisations have series of their own: else each would choose them anew."""
@@ -80,7 +77,6 @@ class Scrapes:
     def gone(self, process: Process) -> None:
         """What it counted stays."""
         self._apply(partial(self.totals.retire, str(process.index), process.pid, self._loop.time()))
-        self._silent.discard(process)
         self._misfits.discard(process)
         self._done(process)
 
@@ -158,7 +154,6 @@ class Scrapes:
         """Have all workers send what is newest, and wait for them, but not for long."""
         self._number += 1
         workers = list(self._service.serving())
-        self._silent.update(workers)
         self._incomplete.update(workers)
         self._complete.clear()
         for process in workers:
@@ -168,8 +163,7 @@ class Scrapes:
                 await self._complete.wait()
         except TimeoutError:
             pass
-        self._missing.value = len(self._silent)
-        self._silent.clear()
+        self._missing.value = len(self._incomplete)
         self._incomplete.clear()
 
     async def _render(self, formats: set[Format]) -> dict[Format, bytes]:

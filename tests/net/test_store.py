@@ -639,5 +639,6 @@ async def test_gauges(redis_url: str, make: Make) -> None:
     assert bench.metrics.gauge("redis_pipeline_depth").value == 1
     await store.close()
     bench.metrics.snapshot()
-    assert bench.metrics.gauge("redis_up").value == 0
+    # A worker that ends is no outage: in a roll its successor has the same label.
+    assert bench.metrics.gauge("redis_up").value == 1
     assert bench.metrics.gauge("redis_pipeline_depth").value == 0

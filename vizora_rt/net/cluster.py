@@ -371,7 +371,9 @@ class Cluster(Store):
             self._call(partial(sent, LOST))
 
     def _collect(self) -> None:
-        self._up_gauge.value = int(self.up)
+        # A worker that closes its connections at its end has no outage: what was true before stays told.
+        if not self._closing:
+            self._up_gauge.value = int(self.up)
         self._depth_gauge.value = self._held + sum(shard.depth for shard in self._shards.values())
 
 

@@ -335,4 +335,4 @@ class Gateway:
                 metrics.organization("content_impressions_missing", device.organization_id).value += device.missing
         metrics.gauge("ws_send_queue_bytes").value = sum(connection.unsent for connection in self._terms.stalled)
         metrics.gauge("ws_handshakes_waiting").value = self._admission.waiting
-        metrics.gauge("ws_connections_limit").value = self._admission.limit
+        metrics.gauge("ws_connections_limit").value = 0 if self.leaving else self._admission.limit

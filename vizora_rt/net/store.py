@@ -459,7 +459,9 @@ class Store:
                 self.submit("ping", PING)
 
     def _collect(self) -> None:
-        self._up_gauge.value = int(self.up)
+        # A worker that closes its connection at its end has no outage: what was true before stays told.
+        if not self._closing:
+            self._up_gauge.value = int(self.up)
         self._depth_gauge.value = len(self._waiting)
 
     def _call(self, callback: Callable[[], None]) -> None:
