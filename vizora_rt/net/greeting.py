@@ -15,6 +15,7 @@ from vizora_rt import errors
 from vizora_rt.config import Config
 from vizora_rt.errors import Close, Refusal
 from vizora_rt.net.connection import CLOSE_SECONDS, Connection
+from vizora_rt.net.line import Place, Waits
 from vizora_rt.net.reading import BoundedReader
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import socketio
@@ -44,8 +45,14 @@ CLOSES: Final = {
 class Host(Protocol):
     """Who decides on CONNECT packets: the gateway."""
 
-    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
-        """Decide who it is. `greeted` is called once, perhaps later, with a connection to attach or a refusal."""
+    def forgo(self, address: str) -> None:
+        """A client has left that never said who it is."""
+
+    def greet(
+        self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted, waits: Waits
+    ) -> None:
+        """Decide who it is. `greeted` is called once, perhaps later, with a connection to attach or a refusal; `waits`
+        is given its place in the line meanwhile."""
 
     def handshaken(self, ns: int, path: str) -> None:
         """An opening handshake took this long."""
@@ -60,7 +67,7 @@ class Lobby(Protocol):
     @property
     def gateway(self) -> Host: ...
 
-    def greeted(self) -> None:
+    def greeted(self, greeting: "Greeting") -> None:
         """A greeting is over."""
 
     def limited(self, limit: str) -> None:
@@ -71,14 +78,16 @@ class Greeting(BoundedReader):
     """One client that has not said who it is, or is being checked."""
 
     __slots__ = (
-        "_address", "_asking", "_due", "_early", "_lobby", "_packets", "_request", "_room", "_session", "_started",
-        "transport",
+        "_asking", "_due", "_early", "_lobby", "_packets", "_place", "_request", "_room", "_session", "_started",
+        "counted", "transport",
     )  # fmt: skip
 
     def __init__(self, lobby: Lobby, request: Request, address: str) -> None:
         self._lobby = lobby
         self._request = request
-        self._address = address
+        self.counted = address
+        self._place: Place | None = None
+        """Its place in the line of handshakes, while it waits there."""
         # As much as HTTP takes from who has not said who it is.
         self._session = Session(lobby.config.limits.header_bytes)
         self.transport: asyncio.Transport | None = None
@@ -119,6 +128,18 @@ class Greeting(BoundedReader):
             self._lobby.limited("header_bytes")
         self._leave()
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has said who it is, and is being checked."""
+        return self._asking
+
+    def give_way(self) -> None:
+        """Its place is needed for another."""
+        transport = self.transport
+        self._leave()
+        if transport is not None:
+            transport.abort()
+
     def on_timer(self, now: float) -> float | None:
         """The end of patience: first with the CONNECT packet, then with the closing handshake."""
         if self.transport is None:
@@ -144,7 +165,8 @@ class Greeting(BoundedReader):
         if isinstance(packet, Hello) and not self._asking:
             self._asking = True
             self._started = perf_counter_ns()
-            self._lobby.gateway.greet(self._request, packet, self._address, self._session, self._greeted)
+            greet = self._lobby.gateway.greet
+            greet(self._request, packet, self.counted, self._session, self._greeted, self._waits)
         elif packet is None:
             self._end(errors.NORMAL)
         elif self._asking and not isinstance(packet, bytes):
@@ -156,6 +178,12 @@ class Greeting(BoundedReader):
             if packet:
                 self._session.send(packet)
 
+    def _waits(self, place: Place) -> None:
+        """It stands in the line of handshakes."""
+        self._place = place
+        if self.transport is None:
+            place.leave()
+
     def _keep(self, payload: str | bytes) -> None:
         """For when it is answered. Who says more is not read until then."""
         self._early.append(payload)
@@ -165,13 +193,15 @@ class Greeting(BoundedReader):
 
     def _greeted(self, outcome: Connection | Refusal) -> None:
         transport = self.transport
+        waited = self._place.waited if self._place is not None else 0
+        self._place = None
         if isinstance(outcome, Connection):
             if transport is None or self._session.state != OPEN:
                 return  # it left meanwhile
             self._leave()
             answer = encode_frame(TEXT, socketio.connected(secrets.token_urlsafe(ID_BYTES)))
             outcome.attach(transport, answer, self._early)
-            self._lobby.gateway.handshaken(perf_counter_ns() - self._started, "/socket.io/")
+            self._lobby.gateway.handshaken(perf_counter_ns() - self._started - waited, "/socket.io/")
         elif outcome.retryable:
             self._end(CLOSES.get(outcome, errors.OVERLOADED_CLOSE))
         else:
@@ -198,4 +228,8 @@ class Greeting(BoundedReader):
     def _leave(self) -> None:
         if self.transport is not None:
             self.transport = None
-            self._lobby.greeted()
+            if self._place is not None:
+                self._place.leave()
+            if not self._asking:
+                self._lobby.gateway.forgo(self.counted)
+            self._lobby.greeted(self)
