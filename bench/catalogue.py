@@ -3,10 +3,10 @@
 from typing import Final
 
 from bench.scenario import Scenario
-from bench.scenarios import connect_storm, fleets, heartbeat, http, plays, pushes, scrape
+from bench.scenarios import connect_storm, fleets, heartbeat, hostile, http, plays, pushes, scrape
 
 SCENARIOS: Final[dict[str, Scenario]] = {
     scenario.name: scenario
-    for module in (heartbeat, connect_storm, fleets, plays, pushes, http, scrape)
+    for module in (heartbeat, connect_storm, fleets, plays, pushes, http, scrape, hostile)
     for scenario in module.SCENARIOS
 }

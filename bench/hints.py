@@ -4,9 +4,9 @@ from typing import Final
 
 HINTS: Final = {
     "RATE_LIMITED": (
-        "start the gateway with VIZORA_LIMITS__MESSAGES_PER_MINUTE=0, VIZORA_LIMITS__CONNECTIONS_PER_MINUTE=0 and"
-        " VIZORA_LIMITS__CONNECTIONS_PER_ADDRESS=0"
+        "start the gateway with VIZORA_LIMITS__CONNECTIONS_PER_MINUTE=0 and VIZORA_LIMITS__CONNECTIONS_PER_ADDRESS=0"
     ),
+    "lost": "a gateway reads devices late that send too much: start it with VIZORA_LIMITS__MESSAGES_PER_MINUTE=0",
     "AUTH_INVALID": (
         "the gateway has another secret: export DEVICE_JWT_SECRET, and JWT_SECRET for dashboards, as the gateway has"
         " them, or give --tokens FILE from `vizora-rt token device NAME --count N`"

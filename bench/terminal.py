@@ -69,7 +69,7 @@ def complain(console: Console, result: schema.Scenario) -> None:
         for code, count in kind.refused.items():
             line(console, f"{kind.name}: {count:,} refused: {code}{hint(code)}")
         if kind.lost:
-            line(console, f"{kind.name}: {kind.lost:,} without an answer")
+            line(console, f"{kind.name}: {kind.lost:,} without an answer{hint('lost')}")
     for what, count in result.counters.items():
         line(console, f"{count:,} {what}{hint(what.removeprefix('connect failed: '))}")
     for note in result.notes:

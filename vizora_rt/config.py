@@ -50,9 +50,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     message_bytes: NotNegative = 65536
     messages_per_minute: NotNegative = 120
     plays_per_minute: NotNegative = 2_400
-    refusals_in_a_row: NotNegative = 5
+    packets_per_minute: NotNegative = 600
     handshakes_per_second: NotNegative = 2_500
-    unidentified_per_address: NotNegative = 1_000
     handshake_wait_seconds: Annotated[float, Meta(ge=0, le=60)] = 5.0
     connections_per_minute: NotNegative = 30
     connections_per_address_per_minute: NotNegative = 0
@@ -227,6 +226,9 @@ _ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/*\s]*/?")
 
 NOT_KEYS = frozenset({"VIZORA_ENV", "VIZORA_STATE_DIR", "VIZORA_REQUIRE_TOOLS"})
 
+RETIRED = (("limits", "refusals_in_a_row"),)
+"""Keys of earlier versions that say nothing any more. They are passed over, so that an older file still starts."""
+
 
 def load(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Mapping[str, Any]] = {}) -> Config:
     """Read `file` (TOML), `.env` of the working directory and `environ`; `overrides` are the command line's.
@@ -239,6 +241,8 @@ def load(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
     named = (*_from_environment(local, ".env"), *_from_environment(environ, "environment"))
     for section, keys in (*named, *((s, dict(k)) for s, k in overrides.items())):
         tables.setdefault(section, {}).update(keys)
+    for section, key in RETIRED:
+        tables.get(section, {}).pop(key, None)
     tables["environment"] = _environment(local, environ)
     tables["state_dir"] = str(state_dir(env))
     try:
@@ -406,7 +410,7 @@ def _from_environment(environ: Mapping[str, str], source: str) -> list[tuple[str
         if not name.startswith("VIZORA_") or name in NOT_KEYS:
             continue
         section, separator, key = name.removeprefix("VIZORA_").lower().partition("__")
-        if not separator:
+        if not separator or (section, key) in RETIRED:
             continue
         if section not in SECTIONS or key not in _fields(section):
             raise ConfigError(f"{source}: {name}: there is no key `{section}.{key}`")

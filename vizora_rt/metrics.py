@@ -86,7 +86,7 @@ COMMAND = Label("type", (*commands.TYPES, commands.PLAYLIST, commands.TOKEN, UNK
 """The playlist update and the new token lie in the same ledger as commands."""
 COMMAND_STATES = ("queued", "sent", "acked", "failed", "expired")
 
-HEARTBEAT_ERRORS = ("invalid_payload", "rate_limited", "not_allowed", "store", "fault")
+HEARTBEAT_ERRORS = ("invalid_payload", "not_allowed", "store", "fault")
 CONTENT_ERROR = Label("error_type", (*content_errors.TYPES, UNKNOWN))
 
 METHOD = Label("method", ("GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", OTHER), OTHER)
@@ -113,7 +113,6 @@ OPERATION = Label("operation", (
 LIMITS = (
     *config.Limits.__struct_fields__,
     "max_device_series", "max_organization_series", "pending_commands", "pending_bytes",
-    "header_fields", "body_chunks", "unfinished_bytes", "unidentified_per_second",
     "commands_waiting", "command_states", "plays_boots", "plays_holes", "plays_entries", "plays_share",
 )
 """The keys of [limits], then limits that are keys of other sections or constants."""

@@ -29,6 +29,10 @@ class Screen:
         raise AssertionError("the state sends nothing")
 
     @property
+    def held(self) -> bool:
+        return False
+
+    @property
     def stalled(self) -> bool:
         raise AssertionError
 

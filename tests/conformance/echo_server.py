@@ -25,6 +25,7 @@ from vizora_rt.net.http import Server
 from vizora_rt.net.line import Enter, Waits
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
+from vizora_rt.net.turn_queue import TurnQueue
 from vizora_rt.wire.http import Request
 from vizora_rt.wire.session import Session
 from vizora_rt.wire.socketio import Hello
@@ -51,19 +52,15 @@ class Echo:
     def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None:
         refused(NOT_FOUND)
 
-    def connections_of(self, address: str) -> int:
-        return 0
-
-    def forgo(self, address: str) -> None:
-        pass
-
-    def greet(
-        self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted, waits: Waits
-    ) -> None:
+    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
         greeted(NOT_FOUND)
 
     def handshaken(self, ns: int, path: str) -> None:
         pass
+
+    @property
+    def turns(self) -> TurnQueue:
+        return self._terms.turns
 
     def message(self, connection: Connection, payload: str | bytes) -> None:
         if isinstance(payload, str):
@@ -83,7 +80,7 @@ class EchoServer(Server):
 async def serve(host: str, port: int) -> None:
     """Until cancelled."""
     loop = asyncio.get_running_loop()
-    limits = {"message_bytes": MESSAGE_BYTES, "unsent_bytes": 2 * MESSAGE_BYTES}
+    limits = {"message_bytes": MESSAGE_BYTES, "unsent_bytes": 2 * MESSAGE_BYTES, "packets_per_minute": 0}
     settings = config.load(None, os.environ, {"limits": limits})
     metrics = Metrics(settings.metrics)
     wheel = Wheel(loop.time)

@@ -405,7 +405,8 @@ def noise(dice: random.Random) -> str | bytes:
 
 def test_noise_never_makes_a_series(tmp_path: Path) -> None:
     """Whatever packets say, the service answers afterwards, has logged no fault, and knows no new series."""
-    env = {**ENV, "VIZORA_LIMITS__REFUSALS_IN_A_ROW": "0", "VIZORA_LIMITS__CONNECTIONS_PER_MINUTE": "0"}
+    limits = ("MESSAGES_PER_MINUTE", "PACKETS_PER_MINUTE", "CONNECTIONS_PER_MINUTE")
+    env = {**ENV, **{f"VIZORA_LIMITS__{limit}": "0" for limit in limits}}
     with Service(tmp_path, env, workers=1) as service:
         service.start()
 

@@ -4,18 +4,22 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 
-from tests.net.peers import Client, Wire, dial, frame, text, until, upgrade
+from tests.net.peers import Client, Wire, dial, frame, settles, text, until, upgrade
 from vizora_rt import config, errors
 from vizora_rt.app.auth import Identity
+from vizora_rt.errors import Close
 from vizora_rt.metrics import Cell
-from vizora_rt.net import connection
-from vizora_rt.net.connection import Connection, Terms
+from vizora_rt.net import connection, turn_queue
+from vizora_rt.net.connection import FRAMES, Connection, Terms
+from vizora_rt.net.reading import READ_BYTES
 from vizora_rt.net.timers import Wheel
 from vizora_rt.wire import http
+from vizora_rt.wire.frames import close_payload, encode_frame
 from vizora_rt.wire.http import Request, RequestParser
 from vizora_rt.wire.session import OPEN
 
@@ -144,6 +148,15 @@ class Recorder(asyncio.Transport):
     def resume_reading(self) -> None:
         pass
 
+    def pause_reading(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write_eof(self) -> None:
+        pass
+
     def get_write_buffer_size(self) -> int:
         return 0
 
@@ -160,6 +173,11 @@ def attached(terms: Terms, early: bytes = b"") -> tuple[Application, Connection,
 
 def quiet() -> Terms:
     return Terms(config.Config(), Wheel(lambda: 1000.0), Cell(), Cell())
+
+
+def closed(cause: Close) -> bytes:
+    """The server's close frame."""
+    return encode_frame(CLOSE, close_payload(cause.code, cause.text))
 
 
 class TestWrites:
@@ -257,6 +275,227 @@ class TestWrites:
         assert joined.on_timer(5000.0) is None
         assert joined.unsent == 0
         assert (len(transport.writes), application.gone) == (written, [joined])
+
+
+class TestShares:
+    """What one client may have done in one turn of the loop, whatever it sent."""
+
+    async def test_a_read_of_many_messages_is_taken_in_shares(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(turn_queue, "TURN_NS", 0)
+        application, joined, _ = attached(quiet())
+        joined.release()
+        many = [str(number) for number in range(10 * FRAMES + 1)]
+        joined.data_received(b"".join(frame(0x1, each.encode()) for each in many))
+        seen = [len(application.messages)]
+        while len(application.messages) < len(many):
+            await asyncio.sleep(0)
+            seen.append(len(application.messages))
+        assert application.messages == many
+        assert max(after - before for before, after in pairwise([0, *seen])) == FRAMES
+        assert not joined.session.pending
+
+    async def test_control_frames_are_taken_in_shares(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(turn_queue, "TURN_NS", 0)
+        _, joined, transport = attached(quiet())
+        joined.release()
+        transport.writes.clear()
+        joined.data_received(frame(PING) * 10 * FRAMES)
+        while joined.session.pending:
+            await asyncio.sleep(0)
+        assert [len(written) for written in transport.writes] == [2 * FRAMES] * 10
+
+    async def test_a_large_message_has_a_share_of_its_own(self) -> None:
+        application, joined, _ = attached(quiet())
+        joined.release()
+        large = "x" * 60_000
+        joined.data_received(frame(0x1, b"before") + frame(0x1, large.encode()) + frame(0x1, b"behind"))
+        assert application.messages == ["before"]
+        while joined.session.pending:
+            await asyncio.sleep(0)
+        assert application.messages == ["before", large, "behind"]
+
+    async def test_what_is_left_of_a_read_is_taken_before_the_next_one(self, house: Open) -> None:
+        here = await house(limits={"packets_per_minute": 0})
+        wire = await here.wire()
+        many = [str(number) for number in range(20_000)]
+        wire.writer.write(b"".join(frame(0x1, each.encode()) for each in many))
+        await until(lambda: len(here.application.messages) == len(many))
+        assert here.application.messages == many
+        await wire.close()
+
+    async def test_one_that_does_not_read_waits_with_what_it_sent(self, house: Open) -> None:
+        here = await house()
+        wire = await here.wire(SMALL)
+        await TestClientsThatDoNotRead().stall(here, wire, b"x" * 100)
+        taken = len(here.application.messages)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(here.application.messages) == taken
+        await wire.close()
+
+
+class Slow(Application):
+    """Takes one message at a time: each has to wait, unless the test lets it pass."""
+
+    def __init__(self, terms: Terms) -> None:
+        super().__init__(terms)
+        self.passing = 0
+
+    def message(self, connection: Connection, payload: str | bytes) -> None:
+        if not self.passing:
+            connection.hold(payload, 0.01)
+            return
+        self.passing -= 1
+        super().message(connection, payload)
+
+
+class TestClientsOverTheirRate:
+    @pytest.fixture
+    async def slow(self, house: Open) -> tuple[House, Slow]:
+        here: House = await house(presence=IMPATIENT)
+        here.application = Slow(here.terms)
+        return here, here.application
+
+    async def test_messages_wait_in_their_order(self, slow: tuple[House, Slow]) -> None:
+        here, application = slow
+        wire = await here.wire()
+        for number in range(100):
+            await wire.send(frame(0x1, b"%d" % number))
+        while len(application.messages) < 100:
+            application.passing = 3
+            await until(lambda: not application.passing or len(application.messages) == 100)
+        assert application.messages == [str(number) for number in range(100)]
+        assert here.terms.kept_bytes == 0
+        await wire.close()
+
+    async def test_so_much_is_read_and_no_more(self, slow: tuple[House, Slow]) -> None:
+        here, application = slow
+        wire = await here.wire()
+        size = 1000
+        sent = 4 * connection.KEPT_BYTES
+        wire.writer.write(frame(0x1, b"x" * size) * (sent // size))
+        await until(lambda: here.terms.kept_bytes >= connection.KEPT_BYTES)
+        await settles(lambda: here.terms.bytes_in.value)
+        assert here.terms.kept_bytes < connection.KEPT_BYTES + FRAMES * 2 * size
+        assert here.terms.bytes_in.value < connection.KEPT_BYTES + 2 * READ_BYTES + sent // 10
+        while len(application.messages) < sent // size:
+            application.passing = 10_000
+            await asyncio.sleep(0.01)
+        await wire.close()
+
+    async def test_so_much_is_kept_of_all_together(
+        self, slow: tuple[House, Slow], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(connection, "KEPT_BYTES_ALL", 20_000)
+        here, application = slow
+        wires = [await here.wire() for _ in range(4)]
+        for wire in wires:
+            wire.writer.write(frame(0x1, b"x" * 1000) * 500)
+        await until(lambda: here.terms.kept_bytes >= 20_000)
+        await settles(lambda: here.terms.kept_bytes)
+        assert here.terms.kept_bytes < 20_000 + len(wires) * FRAMES * 2000
+        while len(application.messages) < 2000:
+            application.passing = 10_000
+            await asyncio.sleep(0.01)
+        assert here.terms.kept_bytes == 0
+        for wire in wires:
+            await wire.close()
+
+    async def test_they_are_not_taken_for_silent(self, slow: tuple[House, Slow]) -> None:
+        here, application = slow
+        wire = await here.wire()
+        await wire.send(frame(0x1, b"0"))
+        await until(lambda: here.last.held)
+        since = here.wheel.now
+        await until(lambda: here.wheel.now > since + 5 * SHORT)
+        assert here.last.open
+        # And when it is over, silence counts from then.
+        application.passing = 1
+        await until(lambda: not here.last.held)
+        assert await wire.frame() == (0x1, b"0")
+        assert await wire.frame() == (PING, b"")
+        assert await wire.close_code() == 4000
+        await wire.close()
+
+    async def test_pings_are_answered_meanwhile(self, slow: tuple[House, Slow]) -> None:
+        here, _ = slow
+        wire = await here.wire()
+        await wire.send(frame(0x1, b"0") + frame(0x1, b"1") + frame(PING, b"?"))
+        assert await wire.frame() == (PONG, b"?")
+        assert here.application.messages == []
+        await wire.close()
+
+    async def test_a_close_is_answered_meanwhile(self, slow: tuple[House, Slow]) -> None:
+        here, _ = slow
+        wire = await here.wire()
+        await wire.send(frame(0x1, b"0") + frame(CLOSE, b"\x03\xe8"))
+        assert await wire.close_code() == 1000
+        await until(lambda: here.application.gone)
+        assert here.terms.kept_bytes == 0
+        await wire.close()
+
+
+class TestStoring:
+    """What is being stored is acked before a close that the server chooses."""
+
+    @pytest.mark.parametrize("cause", [errors.SUPERSEDED, errors.RESTARTING, errors.SLOW_CONSUMER])
+    def test_the_close_frame_stands_behind_the_ack(self, cause: Close) -> None:
+        _, joined, transport = attached(quiet())
+        joined.release()
+        transport.writes.clear()
+        joined.storing()
+        joined.close(cause)
+        joined.close(errors.FAULT)
+        assert (transport.writes, joined.open) == ([], False)
+        joined.session.send(b"ack")
+        joined.stored()
+        assert b"".join(transport.writes) == b"\x81\x03ack" + closed(cause)
+        assert joined.session.closed_by is cause
+
+    async def test_nothing_more_is_taken(self) -> None:
+        application, joined, _ = attached(quiet())
+        joined.release()
+        joined.data_received(frame(0x1, b"x") * (FRAMES + 5))
+        joined.storing()
+        joined.close(errors.RESTARTING)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        joined.stored()
+        assert application.messages == ["x"] * FRAMES
+
+    @pytest.mark.parametrize("data", [frame(0x3), frame(0x1, b"\xff"), frame(0x1, b"x" * 70_000)])
+    def test_nor_does_a_fault_of_the_client_overtake_it(self, data: bytes) -> None:
+        _, joined, transport = attached(quiet())
+        joined.release()
+        transport.writes.clear()
+        joined.storing()
+        joined.data_received(data)
+        assert transport.writes == []
+        joined.session.send(b"ack")
+        joined.stored()
+        (written,) = transport.writes
+        assert written.startswith(b"\x81\x03ack\x88")
+
+    async def test_redis_is_waited_for_in_bounds(self, house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(connection, "STORE_SECONDS", SHORT)
+        here = await house()
+        wire = await here.wire()
+        here.last.storing()
+        here.last.close(errors.RESTARTING)
+        assert await wire.close_code() == 1012
+        here.last.stored()
+        await wire.close()
+
+    async def test_a_client_that_goes_meanwhile_went_for_that(self, house: Open) -> None:
+        here = await house()
+        wire = await here.wire()
+        here.last.storing()
+        here.last.close(errors.SUPERSEDED)
+        here.last.abort()
+        await until(lambda: here.application.gone)
+        assert here.last.session.closed_by is errors.SUPERSEDED
+        here.last.stored()
+        await wire.close()
 
 
 class TestSilence:

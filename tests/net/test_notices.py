@@ -39,6 +39,10 @@ class Listener:
         raise AssertionError
 
     @property
+    def held(self) -> bool:
+        return False
+
+    @property
     def stalled(self) -> bool:
         raise AssertionError
 

@@ -200,3 +200,25 @@ async def test_a_clock_that_is_set_makes_nobody_stale(
         watcher.silent(device)
     assert str(device.status) == "online"
     await screen.leave()
+
+
+async def test_a_client_whose_messages_wait_is_not_stale(
+    redis_url: str, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "time", wall := Wall())
+    node = await Node(redis_url, limits={"messages_per_minute": 1}).start()
+    stack.push_async_callback(node.stop)
+    screen = await dial_device(node.port, "screen-1")
+    for _ in range(3):
+        await screen.send("heartbeat")
+    device, watcher = node.gateway.state.devices["screen-1"], node.gateway._presence
+    peer = node.gateway.state.devices["screen-1"].peer
+    await until(lambda: peer is not None and peer.held)
+    for expected in ("online", "stale"):
+        for _ in range(100):
+            wall.off += 1
+            watcher._offset += 1000
+            watcher.silent(device)
+        assert str(device.status) == expected
+        await screen.leave()
+        await until(lambda: peer is not None and not peer.held)

@@ -17,7 +17,7 @@ from tests.net.peers import Client, Json, dial, dial_device, until, user_token
 from tests.net.test_control import CALLS, CHANGING, WITH_BODY
 from vizora_rt.wire import bodies, payloads
 
-UNLIMITED: Final[Json] = {"messages_per_minute": 0, "refusals_in_a_row": 0, "message_bytes": 4_000_000}
+UNLIMITED: Final[Json] = {"messages_per_minute": 0, "packets_per_minute": 0, "message_bytes": 4_000_000}
 JPEG: Final = "/9j/2Q=="
 PLAY: Final[Json] = {
     "contentId": "c", "playlistId": "p", "duration": 1, "completionPercentage": 100, "timestamp": 1_795_406_400_000

@@ -27,7 +27,7 @@ UNLIMITED = {
     **SECRETS,
     "VIZORA_LIMITS__MESSAGES_PER_MINUTE": "0",
     "VIZORA_LIMITS__CONNECTIONS_PER_MINUTE": "0",
-    "VIZORA_LIMITS__REFUSALS_IN_A_ROW": "0",
+    "VIZORA_LIMITS__PACKETS_PER_MINUTE": "0",
 }
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -52,7 +52,7 @@ async def service(tmp_path: Path, sink: Sink) -> AsyncIterator[Service]:
         "SENTRY_PROFILES_SAMPLE_RATE": "1",
         "PYTHONPATH": str(tmp_path),
         "VIZORA_LIMITS__MESSAGES_PER_MINUTE": "0",
-        "VIZORA_LIMITS__REFUSALS_IN_A_ROW": "0",
+        "VIZORA_LIMITS__PACKETS_PER_MINUTE": "0",
         "VIZORA_REDIS__REPLY_TIMEOUT_SECONDS": "0.5",
     }
     with Service(tmp_path, env, workers=1) as service:

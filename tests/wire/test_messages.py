@@ -93,7 +93,8 @@ REFUSED = {
     "half a pair beside 1e999": '{"event":"\\ud800","data":1e999}',
     "half a pair beside 5,000 digits": '{"event":"\\ud800","data":' + "9" * 5000 + "}",
     "half a pair below 5,000 levels": '{"event":"a","data":' + "[" * 5000 + '"\\ud800"' + "]" * 5000 + "}",
-    "half a pair in a long text": '{"event":"\\ud800","data":"' + "x" * MENDED + '"}',
+    "more halves than are mended": '{"event":"' + "\\ud800" * (MENDED + 1) + '"}',
+    "half a pair and a NUL": '{"event":"\\ud800\0"}',
 }
 
 
@@ -113,6 +114,10 @@ class TestDecode:
     @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED.keys())
     def test_refused(self, text: str) -> None:
         assert decode(text) is BAD_MESSAGE
+
+    def test_half_a_pair_in_a_message_of_any_length(self) -> None:
+        text = "x" * 60_000
+        assert decode(f'{{"event":"a","id":7,"data":"{text}\\ud83d"}}') == ("a", 7, text + "\ufffd")
 
     def test_deep_but_not_too_deep(self) -> None:
         decoded = decode('{"event":"a","data":' + "[" * 1000 + "]" * 1000 + "}")

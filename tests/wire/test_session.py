@@ -675,3 +675,100 @@ class Conversation(RuleBasedStateMachine):
 
 TestConversation = Conversation.TestCase
 TestConversation.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def in_shares(session: Session, data: bytes, most: int) -> tuple[list[list[str | bytes]], bytes]:
+    """The messages of each share, and all output."""
+    shares = [session.receive(data, most)]
+    output = session.take_output()
+    while session.pending:
+        shares.append(session.receive(b"", most))
+        output += session.take_output()
+    return shares, output
+
+
+class TestShares:
+    @pytest.mark.parametrize("most", [1, 2, 32])
+    @pytest.mark.parametrize("talk", TALKS.values(), ids=TALKS.keys())
+    def test_a_talk_in_shares_is_the_same_talk(self, talk: Talk, most: int) -> None:
+        session = Session(LIMIT)
+        shares, output = in_shares(session, talk.data, most)
+        assert [message for share in shares for message in share] == talk.messages
+        assert all(len(share) <= most for share in shares)
+        assert (output, session.state) == (talk.output, talk.state)
+        assert (session.closed_by, session.close_received) == (talk.closed_by, talk.close_received)
+
+    @pytest.mark.parametrize("size", [1, 3, 7, 150])
+    def test_reads_and_shares_of_any_size(self, size: int) -> None:
+        data = b"".join(masked(TEXT, b"%d" % number * 40) for number in range(100)) + masked(PING, b"?")
+        session, found = Session(0), list[str | bytes]()
+        for at in range(0, len(data), size):
+            shares, _ = in_shares(session, data[at : at + size], 2)
+            found += [message for share in shares for message in share]
+        assert found == [str(number) * 40 for number in range(100)]
+
+    def test_new_data_stands_behind_what_waits(self) -> None:
+        session = Session(LIMIT)
+        assert session.receive(masked(TEXT, b"a") + masked(TEXT, b"b"), 1) == ["a"]
+        assert session.receive(masked(TEXT, b"c"), 1) == ["b"]
+        assert session.receive(b"", 1) == ["c"]
+        assert not session.pending
+
+    @pytest.mark.parametrize("fragment", [100_000, 5000, 100])
+    def test_a_large_message_comes_alone(self, fragment: int) -> None:
+        large = "x" * 60_000
+        pieces = [large[at : at + fragment].encode() for at in range(0, len(large), fragment)]
+        frames = [
+            masked(CONTINUATION if number else TEXT, piece, number == len(pieces) - 1)
+            for number, piece in enumerate(pieces)
+        ]
+        data = masked(TEXT, b"before") + b"".join(frames) + masked(TEXT, b"behind")
+        for size in (len(data), 20_000):
+            session, shares = Session(0), list[list[str | bytes]]()
+            for at in range(0, len(data), size):
+                shares += in_shares(session, data[at : at + size], 32)[0]
+            assert [share for share in shares if share] == [["before"], [large], ["behind"]]
+
+    def test_what_waits_is_dropped_with_the_session(self) -> None:
+        for end in (frame := masked(CLOSE), masked(0x3)):
+            session = Session(LIMIT)
+            session.receive(masked(TEXT, b"a") * 2 + end + frame, 1)
+            session.receive(b"", 2)
+            assert (session.state, session.pending) == (CLOSED, False)
+            assert session.receive(masked(TEXT, b"late"), 1) == []
+
+    def test_failing_drops_it_too(self) -> None:
+        session = Session(LIMIT)
+        session.receive(masked(TEXT, b"a") * 2, 1)
+        session.send(b"answer")
+        session.fail(TOO_MANY_MESSAGES)
+        assert (session.state, session.pending, session.ended) == (CLOSED, False, True)
+        assert session.take_output() == encode_frame(TEXT, b"answer") + closed(TOO_MANY_MESSAGES)
+        assert session.closed_by is TOO_MANY_MESSAGES
+
+    def test_the_last_frame_waits_for_answers(self) -> None:
+        session = Session(LIMIT)
+        session.receive(masked(0x3))
+        assert session.take_output(last=False) == b""
+        session.send(b"answer")
+        assert session.take_output(last=False) == encode_frame(TEXT, b"answer")
+        assert session.take_output() == closed(PROTOCOL_ERROR)
+
+    @pytest.mark.parametrize(
+        ("data", "count"),
+        [
+            (masked(TEXT, b"x") * 5, 0),
+            (masked(BINARY, b"x") * 5, 0),
+            (masked(PING) * 5, 5),
+            (masked(PONG, b"x") * 5, 5),
+            (masked(TEXT, b"", False) + masked(CONTINUATION, b"", False) * 5, 6),
+            (masked(TEXT, b"x" * 2000, False) + masked(CONTINUATION, b"x" * 1024, False) * 5, 0),
+            (masked(TEXT, b"x" * 2000, False) + masked(CONTINUATION, b"x" * 1023, False) * 5, 5),
+        ],
+    )
+    def test_small_frames_are_counted(self, data: bytes, count: int) -> None:
+        for size in (1, 50, len(data)):
+            session = Session(0)
+            for at in range(0, len(data), size):
+                session.receive(data[at : at + size])
+            assert session.small_frames == count

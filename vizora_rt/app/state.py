@@ -30,6 +30,10 @@ class Peer(Protocol):
     def stalled(self) -> bool:
         """Whether the client does not read what was written already."""
 
+    @property
+    def held(self) -> bool:
+        """Whether messages of the client wait because it sent more than its rate: it is not silent."""
+
     def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         """Queue an event; `body` is JSON. With `ack_id` the client is asked for an ack."""
 

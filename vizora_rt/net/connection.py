@@ -5,22 +5,43 @@ at once. What the messages mean is the application's business.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from vizora_rt.app.auth import Identity
 from vizora_rt.app.dashboards import Watch
+from vizora_rt.app.limits import Rate
 from vizora_rt.app.state import Device
 from vizora_rt.config import Config
-from vizora_rt.errors import NORMAL, SILENT, SLOW_CONSUMER, Close
+from vizora_rt.errors import NORMAL, SILENT, SLOW_CONSUMER, TOO_MANY_MESSAGES, Close
 from vizora_rt.metrics import Cell
 from vizora_rt.net.reading import BoundedReader
 from vizora_rt.net.timers import Wheel
+from vizora_rt.net.turn_queue import TurnQueue
 from vizora_rt.wire.messages import NATIVE, Dialect
-from vizora_rt.wire.session import CLOSING, OPEN, Session
+from vizora_rt.wire.session import LARGE, OPEN, Session
 
 CLOSE_SECONDS: Final = 5.0
 """How long a closing handshake may take before the transport is cut."""
+
+FLOOD_SECONDS: Final = 1.0
+"""How long a client that is left for its many packets may take to read why. It is not read meanwhile."""
+
+STORE_SECONDS: Final = 2.0
+"""How long a close waits for Redis to answer what is being stored, so that it is acked. Redis takes a millisecond."""
+
+FRAMES: Final = 32
+"""Frames of one client that are read in one go, 0.3 ms of work. A player in a hurry sends eight."""
+
+KEPT_BYTES: Final = 262_144
+"""Bytes of messages that one client over its rate may have waiting here: 1,000 plays. More waits in its own buffers."""
+
+KEPT_BYTES_ALL: Final = 67_108_864
+"""The same for all clients of a worker: 64 MiB, as much as may wait for Redis."""
+
+MESSAGE_BYTES: Final = 64
+"""What a message that waits takes beside its characters."""
 
 
 class Application(Protocol):
@@ -40,12 +61,16 @@ class Terms:
     __slots__ = (
         "bytes_in",
         "bytes_out",
+        "kept_bytes",
         "message_bytes",
+        "over_packets",
         "over_unsent",
         "over_unsent_for",
+        "packets",
         "ping_after",
         "ping_timeout",
         "stalled",
+        "turns",
         "unsent",
         "unsent_for",
         "wheel",
@@ -55,9 +80,12 @@ class Terms:
         self.wheel = wheel
         self.bytes_in = bytes_in
         self.bytes_out = bytes_out
-        self.over_unsent, self.over_unsent_for = Cell(), Cell()
+        self.turns = TurnQueue()
+        self.over_packets, self.over_unsent, self.over_unsent_for = Cell(), Cell(), Cell()
         """How often each limit was met; a gateway puts its metric children here."""
         self.stalled: set[Connection] = set()
+        self.kept_bytes = 0
+        self.packets = Rate(config.limits.packets_per_minute, 2 * config.limits.packets_per_minute)
         self.message_bytes = config.limits.message_bytes
         self.ping_after = config.presence.ping_after_seconds
         self.ping_timeout = config.presence.ping_timeout_seconds
@@ -74,9 +102,17 @@ class Connection(BoundedReader):
         "_dropped",
         "_early",
         "_ending",
+        "_kept",
+        "_kept_bytes",
+        "_leaving",
+        "_packets",
         "_pinged",
+        "_queued",
         "_stalled",
+        "_stopped",
+        "_storing",
         "_terms",
+        "_waits",
         "_watched",
         "acks_deliveries",
         "address",
@@ -84,7 +120,6 @@ class Connection(BoundedReader):
         "dialect",
         "identity",
         "last_seen",
-        "refusals",
         "session",
         "transport",
         "watch",
@@ -106,7 +141,6 @@ class Connection(BoundedReader):
         self.address = address
         self.dialect = dialect
         self.acks_deliveries = True
-        self.refusals = 0
         self.device: Device | None = None
         self.watch: Watch | None = None
         self.session = session or Session(terms.message_bytes)
@@ -120,6 +154,18 @@ class Connection(BoundedReader):
         self._early: bytes | list[str | bytes] = b""
         self._stalled = 0.0
         self._watched = False
+        self._queued = False
+        self._stopped = False
+        """Whether no more messages are taken, for now or for good."""
+        self._waits = False
+        """Whether that is because the client is over its rate."""
+        self._kept: deque[str | bytes] | None = None
+        self._kept_bytes = 0
+        self._packets = 0.0
+        """The theoretical arrival time of its packets that carry no event (app/limits.py)."""
+        self._storing = 0
+        self._leaving: Close | None = None
+        """Why it closes, while that waits for Redis."""
 
     def attach(self, transport: asyncio.Transport, handshake: bytes, early: bytes | list[str | bytes] = b"") -> None:
         """Take over `transport`; `early` came behind the request, or are messages that came before the answer.
@@ -134,19 +180,15 @@ class Connection(BoundedReader):
         self._terms.wheel.add(self, self._terms.ping_after)
 
     def release(self) -> None:
-        """Write what was corked, and read."""
+        """Write what was corked, take what came early, and read."""
         early, self._early = self._early, b""
-        if isinstance(early, list):
-            for payload in early:
-                if self.session.state == OPEN:
-                    self._app.message(self, payload)
-            early = b""
         self._corked = False
         self.flush()
-        if self.transport is not None and not self._stalled:
-            self.transport.resume_reading()
-        if early:
+        if isinstance(early, list):
+            self._keep(early)
+        elif early:
             self.data_received(early)
+        self._go_on()
 
     def data_received(self, data: bytes) -> None:
         terms = self._terms
@@ -154,18 +196,146 @@ class Connection(BoundedReader):
         terms.bytes_in.value += len(data)
         self._corked = True
         session = self.session
-        for payload in session.receive(data):
-            self._app.message(self, payload)
-            if session.state == CLOSING:
-                break
+        if self._kept:
+            self._keep(session.receive(data, FRAMES))
+        else:
+            self._take(session.receive(data, FRAMES))
+        if session.small_frames:
+            self.spend(0)
         if session.ended and session.closed_by is not None:
-            self._say_goodbye(session.closed_by)
+            self._fail(session.closed_by)
         self._corked = False
         self.flush()
+        if session.pending or self._kept:
+            self._go_on()
+
+    def _take(self, messages: list[str | bytes]) -> None:
+        """Have each handled, until the client is made to wait or the connection closes."""
+        rest = iter(messages)
+        for payload in rest:
+            self._app.message(self, payload)
+            if self._stopped:
+                if self._waits:
+                    self._keep(rest)
+                break
+
+    def hold(self, payload: str | bytes, seconds: float) -> None:
+        """Take `payload`, and all behind it, only after that time: the client is over its rate.
+
+        What has been read waits in memory, what has not in the client's own buffers. Pings and acks overtake.
+        """
+        self._waits = self._stopped = True
+        kept = self._kept
+        if kept is None:
+            kept = self._kept = deque()
+        kept.appendleft(payload)
+        self._account(len(payload) + MESSAGE_BYTES)
+        self._terms.wheel.add(_Hold(self), seconds)
+
+    def _keep(self, messages: Iterable[str | bytes]) -> None:
+        """Let messages wait for their turn. A packet that is no event does not."""
+        kept = self._kept
+        if kept is None:
+            kept = self._kept = deque()
+        overtakes = self.dialect.overtakes
+        for payload in messages:
+            if payload.__class__ is str and kept and overtakes(payload):
+                self._app.message(self, payload)
+            else:
+                kept.append(payload)
+                self._account(len(payload) + MESSAGE_BYTES)
+        if not self.open:
+            self._forget()
+
+    def _account(self, size: int) -> None:
+        self._kept_bytes += size
+        self._terms.kept_bytes += size
+
+    def _forget(self) -> None:
+        """Drop the messages that wait."""
+        self._account(-self._kept_bytes)
+        self._kept = None
+
+    def _next(self) -> None:
+        """Have messages handled that have waited, as many as make a share."""
+        kept = self._kept
+        assert kept is not None
+        for _ in range(min(FRAMES, len(kept))):
+            payload = kept.popleft()
+            self._account(-len(payload) - MESSAGE_BYTES)
+            self._app.message(self, payload)
+            if self._stopped or len(payload) > LARGE:
+                break
+        if not kept:
+            self._forget()
+
+    @property
+    def held(self) -> bool:
+        """Whether messages of the client wait because it is over its rate: it is not silent."""
+        return self._kept is not None
+
+    def take_share(self) -> bool:
+        """One share of what waits. Called by the queue of the turn."""
+        self._queued = False
+        session = self.session
+        if self.transport is None or self._stalled or self._leaving is not None:
+            return False
+        self._corked = True
+        if self._kept and not self._waits:
+            self._next()
+        elif session.pending:
+            messages = session.receive(b"", FRAMES)
+            if self._kept:
+                self._keep(messages)
+            else:
+                self._take(messages)
+        if session.small_frames:
+            self.spend(0)
+        if session.ended and session.closed_by is not None:
+            self._fail(session.closed_by)
+        self._corked = False
+        self.flush()
+        self._go_on()
+        return False
+
+    def _go_on(self) -> None:
+        """Read on, unless what was read has to be dealt with first."""
+        transport = self.transport
+        if transport is None or self._stalled or self._leaving is not None or transport.is_closing():
+            return
+        if self._ending and self.session.closed_by is TOO_MANY_MESSAGES:
+            return
+        room = not self._kept or (self._kept_bytes < KEPT_BYTES and self._terms.kept_bytes < KEPT_BYTES_ALL)
+        if (self._kept and not self._waits) or (self.session.pending and room):
+            transport.pause_reading()
+            if not self._queued:
+                self._queued = True
+                self._terms.turns.add(self)
+        elif room and not self.session.pending:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
 
     def read_on(self) -> None:
-        if self.transport is not None and not self._stalled and not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._go_on()
+
+    def spend(self, packets: int) -> None:
+        """Count packets that carry no event, and the small frames that came, against their rate."""
+        session, terms = self.session, self._terms
+        packets += session.small_frames
+        session.small_frames = 0
+        rate = terms.packets
+        if not rate.interval:
+            return
+        now = terms.wheel.now
+        if rate.wait(self._packets, now):
+            if session.state == OPEN:
+                terms.over_packets.value += 1
+                self.close(TOO_MANY_MESSAGES)
+            elif not session.ended:
+                self.abort()
+        else:
+            self._packets = max(self._packets, now) + packets * rate.interval
 
     def send(self, event: str, body: bytes, ack_id: int | None = None) -> None:
         """Queue an event; `body` is JSON. Written at once, unless a read is being answered."""
@@ -187,18 +357,75 @@ class Connection(BoundedReader):
         self.session.limit = max(usual, message_bytes) if usual else 0
 
     def close(self, cause: Close) -> None:
-        """Begin the closing handshake; the transport is cut when the peer does not finish it in time."""
-        if self.session.state != OPEN:
+        """Begin the closing handshake; the transport is cut when the peer does not finish it in time.
+
+        What is being stored is acked before it. The first cause counts.
+        """
+        if self.session.state != OPEN or self._leaving is not None:
             return
+        self._stopped = True
+        self._forget()
+        if self._storing:
+            self._wait_for_store(cause)
+        else:
+            self._close(cause)
+
+    def _close(self, cause: Close) -> None:
         self._say_goodbye(cause)
-        self.session.close(cause)
+        if cause is TOO_MANY_MESSAGES:
+            self.session.fail(cause)  # it is not read any more, not even for its own close frame
+        else:
+            self.session.close(cause)
+            self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
         self.flush()
-        self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
+
+    def _fail(self, cause: Close) -> None:
+        """The client broke the protocol: its session has ended, and the close frame is the last to be written."""
+        self._stopped = True
+        self._forget()
+        if self._ending or self._leaving is not None:
+            return
+        if self._storing:
+            self._wait_for_store(cause)
+        else:
+            self._say_goodbye(cause)
+
+    def _wait_for_store(self, cause: Close) -> None:
+        self._leaving = cause
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+        self._terms.wheel.add(_Store(self), STORE_SECONDS)
+
+    def storing(self) -> None:
+        """Redis is asked to store what a message brought; the ack waits for it."""
+        self._storing += 1
+
+    def stored(self) -> None:
+        """Redis has answered, and so was the client."""
+        self._storing -= 1
+        if not self._storing:
+            self._leave()
+        self.flush()
+
+    def _leave(self) -> None:
+        """End the connection that waited for Redis only."""
+        cause, self._leaving = self._leaving, None
+        if cause is None or self.transport is None:
+            return
+        if self.session.ended:
+            self._say_goodbye(cause)
+            self.flush()
+        else:
+            self._close(cause)
+            self.read_on()
 
     def leave(self) -> None:
         """The client said goodbye in its dialect: end the connection, which nobody here chose to."""
-        self.close(NORMAL)
-        self.session.closed_by = None
+        if self.session.state == OPEN and self._leaving is None:
+            self._stopped = True
+            self._forget()
+            self._close(NORMAL)
+            self.session.closed_by = None
 
     def _say_goodbye(self, cause: Close) -> None:
         for packet in self.dialect.goodbye(cause):
@@ -223,7 +450,7 @@ class Connection(BoundedReader):
     @property
     def open(self) -> bool:
         """Whether what is sent may still arrive."""
-        return self.transport is not None and self.session.state == OPEN
+        return self.transport is not None and self.session.state == OPEN and self._leaving is None
 
     @property
     def unsent(self) -> int:
@@ -235,7 +462,7 @@ class Connection(BoundedReader):
         session, transport = self.session, self.transport
         if self._corked:
             return
-        output = session.take_output()
+        output = session.take_output(self._leaving is None)
         if transport is None:
             return
         if output:
@@ -244,14 +471,18 @@ class Connection(BoundedReader):
             over = self._stalled and transport.get_write_buffer_size() > self._terms.unsent
             if over and session.state == OPEN:
                 self._give_up(self._terms.over_unsent)
-        if session.ended and not self._ending:
+        if session.ended and not self._ending and self._leaving is None:
             self._end(transport)
 
     def _end(self, transport: asyncio.Transport) -> None:
         """The server closes TCP first (RFC 6455 section 7.1.1)."""
         self._ending = True
-        self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
-        if self.session.close_received is None:
+        flooded = self.session.closed_by is TOO_MANY_MESSAGES
+        self._terms.wheel.add(_Deadline(self), FLOOD_SECONDS if flooded else CLOSE_SECONDS)
+        if flooded:
+            transport.pause_reading()  # to read on, as below, would serve the flood
+            transport.write_eof()
+        elif self.session.close_received is None:
             # More of what was refused is on its way. To close with it unread is a reset, which takes the close frame
             # away from a client that has not read it yet: read on until it has seen ours.
             transport.write_eof()
@@ -280,14 +511,16 @@ class Connection(BoundedReader):
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             self.send("gap", b'{"dropped":%d}' % dropped)
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._go_on()
         if self.watch is not None:
             self.watch.readable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self._terms.stalled.discard(self)
+        self._forget()
+        if self.session.closed_by is None:
+            self.session.closed_by = self._leaving
         self._app.closed(self)
 
     def on_timer(self, now: float) -> float | None:
@@ -296,6 +529,14 @@ class Connection(BoundedReader):
             return None
         terms, ping = self._terms, self.dialect.ping
         if self._stalled:
+            return terms.ping_after
+        if self._leaving is not None or self._kept or self.session.pending:
+            # It is not read, so its answer to a ping may wait. It counts our pings as life all the same.
+            self.last_seen = now
+            if ping is not None:
+                self._pinged = now
+                self.session.send(ping)
+                self.flush()
             return terms.ping_after
         if self._pinged <= self.last_seen:
             quiet = now - (self.last_seen if ping is None else self._pinged)
@@ -311,6 +552,37 @@ class Connection(BoundedReader):
         if now - self._pinged < terms.ping_timeout:
             return terms.ping_timeout - (now - self._pinged)
         self.close(SILENT)
+        return None
+
+
+class _Hold:
+    """The end of the wait of a client over its rate. An entry of the timer wheel."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def on_timer(self, now: float) -> float | None:
+        connection = self.connection
+        connection._waits = False
+        if connection.open:
+            connection._stopped = False
+            connection.last_seen = now
+            connection._go_on()
+        return None
+
+
+class _Store:
+    """The end of patience with Redis before a connection closes. An entry of the timer wheel."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def on_timer(self, now: float) -> float | None:
+        self.connection._leave()
         return None
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 from time import perf_counter_ns
+from typing import Final
 
 from vizora_rt import errors, report
 from vizora_rt.app.auth import Identity
@@ -17,7 +18,7 @@ from vizora_rt.metrics import Cell, Metrics, Timer
 from vizora_rt.net.connection import Connection
 from vizora_rt.net.store import Store
 from vizora_rt.wire import messages, payloads
-from vizora_rt.wire.messages import Aside, Refused
+from vizora_rt.wire.messages import Aside, Envelope, Refused
 from vizora_rt.wire.payloads import Invalid, Repaired
 from vizora_rt.wire.resp import ReplyError
 
@@ -84,7 +85,15 @@ class Clock:
         return ms
 
 
+COST_CHARACTERS: Final = 1024
+"""Characters of a packet that count as one more packet: to parse 64 KiB costs as much as 60 short ones."""
+
 UNAVAILABLE = Outcome(refusal=errors.STORE_UNAVAILABLE)
+
+
+def cost(payload: str | bytes) -> int:
+    """As how many packets one that carries no event counts."""
+    return 1 + len(payload) // COST_CHARACTERS
 
 
 class Dispatcher:
@@ -106,7 +115,7 @@ class Dispatcher:
         limits = config.limits
         self._rate = Rate(limits.messages_per_minute, 2 * limits.messages_per_minute)
         self._play_cost = limits.messages_per_minute / limits.plays_per_minute if limits.plays_per_minute else 0.0
-        self._patience = limits.refusals_in_a_row
+        self._over_rate: Cell = metrics.counter("limits_exceeded_total", "messages_per_minute")
         self._traced = report.message_share()
 
     def message(self, connection: Connection, payload: str | bytes) -> None:
@@ -115,10 +124,13 @@ class Dispatcher:
         if payload.__class__ is not str:
             if dialect.binary is not None:
                 connection.close(dialect.binary)
+            else:
+                connection.spend(cost(payload))
             return
         decoded = dialect.decode(payload)
         started = perf_counter_ns()
         if not isinstance(decoded, tuple):
+            connection.spend(cost(payload))
             self._aside(connection, decoded, started)
             return
         name, ack_id, data = decoded
@@ -127,12 +139,12 @@ class Dispatcher:
         if started % report.SHARES < self._traced:
             counted = self._trace(counted, connection)
         if counted is None or counted.event is None or device is None:
-            self._misplaced(connection, counted, name, ack_id, data, started)
+            self._misplaced(connection, payload, counted, decoded, started)
             return
         parts = counted.event.parts
         wait = self._rate.take(device, started / 1e9, 1.0 if parts is None else self._cost(parts(data)))
         if wait:
-            self._over_rate(connection, counted, device, ack_id, wait, started)
+            self._hold(connection, payload, wait)
             return
         fields = payloads.validate(counted.event.schema, data)
         if fields.__class__ is not counted.event.schema:
@@ -156,7 +168,6 @@ class Dispatcher:
         if outcome.refusal is not None:
             self._decline(connection, counted, outcome, ack_id, started)
             return
-        connection.refusals = 0
         if ack_id is not None:
             reply = outcome.reply if self._store.up or self._reached(device) else outcome.degraded or outcome.reply
             connection.session.send(dialect.encode_success(ack_id, reply, clock.iso))
@@ -178,48 +189,50 @@ class Dispatcher:
     def _aside(self, connection: Connection, aside: Aside, started: int) -> None:
         """What is no message."""
         if isinstance(aside, Refusal):
-            self._refuse_at_its_rate(connection, self._error, aside, None, None, started)
+            self._refuse(connection, self._error, aside, None, None, started)
         elif isinstance(aside, Refused):
-            self._refuse_at_its_rate(connection, self._error, aside.refusal, None, aside.ack_id, started)
+            self._refuse(connection, self._error, aside.refusal, None, aside.ack_id, started)
         elif aside is None:
             connection.leave()
         elif aside:
             connection.session.send(aside)
 
     def _misplaced(
-        self,
-        connection: Connection,
-        counted: Counted | None,
-        name: str,
-        ack_id: int | None,
-        data: object,
-        started: int,
+        self, connection: Connection, payload: str | bytes, counted: Counted | None, envelope: Envelope, started: int
     ) -> None:
-        """What no handler takes from this client."""
+        """What no handler takes from a device."""
+        name, ack_id, data = envelope
         if name == "ack":
+            connection.spend(cost(payload))
             if connection.device is not None:
                 self.acked(connection.device, ack_id, data)
             # Also when nothing waits for it: an ack is never answered, or two peers would go on for ever.
             self._ack.ok.value += 1
             self._ack.timer.observe(perf_counter_ns() - started)
+            return
+        sender = connection.device or connection.watch
+        wait = self._wait(sender, started / 1e9) if sender is not None else 0.0
+        if wait:
+            self._hold(connection, payload, wait)
         elif counted is None:
-            self._refuse_at_its_rate(connection, self._unknown, errors.UNKNOWN_EVENT, name, ack_id, started)
+            self._refuse(connection, self._unknown, errors.UNKNOWN_EVENT, name, ack_id, started)
         elif connection.watch is not None and counted.event is not None and counted.event.viewer is not None:
             self._view(connection, counted, connection.watch, data, ack_id, started)
         else:
             if name == "heartbeat":
                 self._metrics.counter("heartbeat_errors_total", "not_allowed").value += 1
                 report.issue("heartbeat failed", "not_allowed", organization_id=connection.identity.organization_id)
-            self._refuse_at_its_rate(connection, counted, errors.NOT_ALLOWED, name, ack_id, started)
+            self._refuse(connection, counted, errors.NOT_ALLOWED, name, ack_id, started)
+
+    def _hold(self, connection: Connection, payload: str | bytes, seconds: float) -> None:
+        """The sender is over its rate: it is not refused, for it would have to keep the message; it is read later."""
+        self._over_rate.value += 1
+        connection.hold(payload, seconds)
 
     def _view(
         self, connection: Connection, counted: Counted, watch: Watch, data: object, ack_id: int | None, started: int
     ) -> None:
         """A dashboard's message: as a device's, but rare."""
-        wait = self._wait(watch, started / 1e9)
-        if wait:
-            self._too_fast(connection, counted, counted.name, ack_id, wait, started)
-            return
         assert counted.event is not None and counted.event.viewer is not None
         fields = payloads.validate(counted.event.schema, data)
         if isinstance(fields, Invalid):
@@ -245,10 +258,12 @@ class Dispatcher:
                 self._decline(connection, counted, UNAVAILABLE, ack_id, started)
             else:
                 self._settle(connection, counted, write.then(reply), ack_id, started)
-            connection.flush()
+            connection.stored()
 
+        connection.storing()
         if not self._store.eval(write.script, write.keys, write.args, on_reply):
             self._decline(connection, counted, UNAVAILABLE, ack_id, started)
+            connection.stored()
 
     def _settle(
         self, connection: Connection, counted: Counted, outcome: Outcome, ack_id: int | None, started: int
@@ -270,7 +285,6 @@ class Dispatcher:
             report.issue(kind, why, device_id=connection.identity.id, organization_id=organization, **more)
         if outcome.notice is not None:
             self.notify(organization, *outcome.notice)
-        connection.refusals = 0
         if ack_id is not None:
             self.clock.now()
             connection.session.send(connection.dialect.encode_success(ack_id, outcome.reply, self.clock.iso))
@@ -300,7 +314,7 @@ class Dispatcher:
     ) -> None:
         """Answer with a negative ack, or the event `error` where none was asked for.
 
-        Who goes on at once when asked to wait is left. Nobody is for what else is wrong: it would come back with it.
+        The connection stays: a client that is left would come back with the same message.
         """
         self.clock.now()
         extra = extra or {}
@@ -311,48 +325,6 @@ class Dispatcher:
             connection.send("error", messages.error(refusal, event and event[:64], extra))
         counted.refused.value += 1
         counted.timer.observe(perf_counter_ns() - started)
-        if refusal is not errors.RATE_LIMITED:
-            return
-        connection.refusals += 1
-        if self._patience and connection.refusals >= self._patience:
-            self._limited("refusals_in_a_row")
-            connection.close(errors.TOO_MANY_MESSAGES)
-
-    def _over_rate(
-        self, connection: Connection, counted: Counted, device: Device, ack_id: int | None, wait: float, started: int
-    ) -> None:
-        self._heartbeat_failed(counted, device, "rate_limited")
-        self._too_fast(connection, counted, counted.name, ack_id, wait, started)
-
-    def _too_fast(
-        self,
-        connection: Connection,
-        counted: Counted,
-        event: str | None,
-        ack_id: int | None,
-        wait: float,
-        started: int,
-    ) -> None:
-        self._limited("messages_per_minute")
-        extra: dict[str, object] = {"retryAfterMs": int(wait * 1000) + 1}
-        self._refuse(connection, counted, errors.RATE_LIMITED, event, ack_id, started, extra)
-
-    def _refuse_at_its_rate(
-        self,
-        connection: Connection,
-        counted: Counted,
-        refusal: Refusal,
-        event: str | None,
-        ack_id: int | None,
-        started: int,
-    ) -> None:
-        """Refuse what no handler takes. It counts as a message: saying why costs as much as doing it."""
-        sender = connection.device or connection.watch
-        wait = self._wait(sender, started / 1e9) if sender is not None else 0.0
-        if wait:
-            self._too_fast(connection, counted, event, ack_id, wait, started)
-        else:
-            self._refuse(connection, counted, refusal, event, ack_id, started)
 
     def _wait(self, sender: Device | Watch, now: float) -> float:
         """Take one from the sender's bucket; when it is empty, the seconds until one is back."""
@@ -391,6 +363,3 @@ class Dispatcher:
             if reason != "fault":  # reported as what was raised
                 ids = {"device_id": device.id, "organization_id": device.organization_id}
                 report.issue("heartbeat failed", reason, **ids)
-
-    def _limited(self, limit: str) -> None:
-        self._metrics.counter("limits_exceeded_total", limit).value += 1

@@ -45,6 +45,7 @@ from vizora_rt.net.store import Store
 from vizora_rt.net.sweeper import Sweeper
 from vizora_rt.net.tenants import Tenants
 from vizora_rt.net.timers import Wheel
+from vizora_rt.net.turn_queue import TurnQueue
 from vizora_rt.wire import messages, socketio
 from vizora_rt.wire.http import Request
 from vizora_rt.wire.session import Session
@@ -123,6 +124,7 @@ class Gateway:
         self.message = self._dispatcher.message
         bytes_in, bytes_out = (metrics.counter("ws_bytes_total", direction) for direction in ("in", "out"))
         self._terms = Terms(config, wheel, bytes_in, bytes_out)
+        self._terms.over_packets = metrics.counter("limits_exceeded_total", "packets_per_minute")
         self._terms.over_unsent = metrics.counter("limits_exceeded_total", "unsent_bytes")
         self._terms.over_unsent_for = metrics.counter("limits_exceeded_total", "unsent_seconds")
         self._over_message = metrics.counter("limits_exceeded_total", "message_bytes")
@@ -139,6 +141,11 @@ class Gateway:
         report.issue("heartbeat failed", "store")
 
     @property
+    def turns(self) -> TurnQueue:
+        """Where clients wait that have more to do than one turn of the loop allows."""
+        return self._terms.turns
+
+    @property
     def draining(self) -> bool:
         """Whether nobody is let in any more."""
         return self._admission.draining
@@ -147,10 +154,6 @@ class Gateway:
     def connections(self) -> int:
         """How many clients are connected."""
         return len(self._connections)
-
-    def connections_of(self, address: str) -> int:
-        """How many clients of this address are connected, or being checked."""
-        return self._admission.connections_of(address)
 
     def admit(self, request: Request, address: str, settle: Settle, waits: Waits) -> None:
         """Decide on an opening handshake. `settle` is called once, perhaps later: with a connection to attach, or with
@@ -167,15 +170,8 @@ class Gateway:
         """Decide on a client before it says who it is. One of the two is called once, perhaps later."""
         self._admission.knock(address, enter, refused, waits)
 
-    def forgo(self, address: str) -> None:
-        """A client has left that was let in and never said who it is."""
-        self._admission.forgo(address)
-
-    def greet(
-        self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted, waits: Waits
-    ) -> None:
-        """Decide on a Socket.IO client's CONNECT packet. `greeted` is called once, perhaps later; `waits` is given its
-        place in the line meanwhile."""
+    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
+        """Decide on a Socket.IO client's CONNECT packet. `greeted` is called once, perhaps later."""
 
         def admitted(identity: Identity, claim: Claim) -> None:
             connection = Connection(self, self._terms, identity, address, socketio.DIALECT, session)
@@ -183,7 +179,7 @@ class Gateway:
             greeted(connection)
             self._enter(connection, claim)
 
-        self._admission.arrive(request, hello.token, address, admitted, greeted, waits)
+        self._admission.arrive(request, hello.token, address, admitted, greeted)
 
     def _enter(self, connection: Connection, claim: Claim) -> None:
         """Count it, supersede whoever held the device, send `config`: one write with the handshake's answer."""

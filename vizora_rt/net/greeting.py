@@ -14,10 +14,10 @@ from typing import Final, Protocol
 from vizora_rt import errors
 from vizora_rt.config import Config
 from vizora_rt.errors import Close, Refusal
-from vizora_rt.net.connection import CLOSE_SECONDS, Connection
-from vizora_rt.net.line import Place, Waits
+from vizora_rt.net.connection import CLOSE_SECONDS, FLOOD_SECONDS, FRAMES, MESSAGE_BYTES, Connection
 from vizora_rt.net.reading import BoundedReader
 from vizora_rt.net.timers import Wheel
+from vizora_rt.net.turn_queue import TurnQueue
 from vizora_rt.wire import socketio
 from vizora_rt.wire.frames import TEXT, encode_frame
 from vizora_rt.wire.http import Request
@@ -32,8 +32,8 @@ ID_BYTES: Final = 15
 PACKETS: Final = 20
 """How many packets a client may send before it connects: pings, namespaces that are not there."""
 
-EARLY_BYTES: Final = 64
-"""What a message that waits takes beside its characters: an empty one is not free."""
+SMALL_FRAMES: Final = 100
+"""The same of pings, pongs and fragments of WebSocket: a token of 8 KiB in pieces of 100 bytes."""
 
 CLOSES: Final = {
     errors.DRAINING: errors.RESTARTING,
@@ -45,14 +45,12 @@ CLOSES: Final = {
 class Host(Protocol):
     """Who decides on CONNECT packets: the gateway."""
 
-    def forgo(self, address: str) -> None:
-        """A client has left that never said who it is."""
+    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
+        """Decide who it is. `greeted` is called once, perhaps later, with a connection to attach or a refusal."""
 
-    def greet(
-        self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted, waits: Waits
-    ) -> None:
-        """Decide who it is. `greeted` is called once, perhaps later, with a connection to attach or a refusal; `waits`
-        is given its place in the line meanwhile."""
+    @property
+    def turns(self) -> TurnQueue:
+        """Where clients wait that have more to do than one turn of the loop allows."""
 
     def handshaken(self, ns: int, path: str) -> None:
         """An opening handshake took this long."""
@@ -67,7 +65,7 @@ class Lobby(Protocol):
     @property
     def gateway(self) -> Host: ...
 
-    def greeted(self, greeting: "Greeting") -> None:
+    def greeted(self) -> None:
         """A greeting is over."""
 
     def limited(self, limit: str) -> None:
@@ -78,21 +76,25 @@ class Greeting(BoundedReader):
     """One client that has not said who it is, or is being checked."""
 
     __slots__ = (
-        "_asking", "_due", "_early", "_lobby", "_packets", "_place", "_request", "_room", "_session", "_started",
-        "counted", "transport",
+        "_address", "_asking", "_due", "_early", "_flooding", "_frames", "_hello", "_lobby", "_packets", "_queued",
+        "_request", "_room", "_session", "_stalled", "_started",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, lobby: Lobby, request: Request, address: str) -> None:
         self._lobby = lobby
         self._request = request
-        self.counted = address
-        self._place: Place | None = None
-        """Its place in the line of handshakes, while it waits there."""
+        self._address = address
         # As much as HTTP takes from who has not said who it is.
         self._session = Session(lobby.config.limits.header_bytes)
         self.transport: asyncio.Transport | None = None
         self._due = 0.0
         self._packets = 0
+        self._frames = 0
+        self._flooding = False
+        self._hello: Hello | None = None
+        self._queued = False
+        self._stalled = False
         self._early: list[str | bytes] = []
         self._room = lobby.config.limits.header_bytes
         self._asking = False
@@ -114,31 +116,59 @@ class Greeting(BoundedReader):
             self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
-        for payload in self._session.receive(data):
-            if self._session.state == OPEN:
+        session = self._session
+        for payload in session.receive(data, FRAMES):
+            if session.state == OPEN:
                 self._take(payload)
+        self._frames += session.small_frames
+        session.small_frames = 0
+        if self._frames > SMALL_FRAMES:
+            self._flooded()
         self._flush()
+        hello, self._hello = self._hello, None
+        if hello is not None and session.state == OPEN:
+            # Only now: who it is may be known at once, and then all that came behind must wait for it already.
+            self._started = perf_counter_ns()
+            self._lobby.gateway.greet(self._request, hello, self._address, session, self._greeted)
+        if session.pending:
+            self.read_on()
+
+    def take_share(self) -> bool:
+        """Go on with what was read. Called by the queue of the turn."""
+        self._queued = False
+        if self.transport is not None and not self._stalled:
+            self.data_received(b"")
+            self.read_on()
+        return False
 
     def read_on(self) -> None:
-        if self.transport is not None and self._room >= 0:
-            self.transport.resume_reading()
+        """Read, unless what was read has to be dealt with first."""
+        transport = self.transport
+        if transport is None or self._stalled or transport.is_closing():
+            return
+        if self._room < 0 or self._flooding:
+            transport.pause_reading()
+        elif self._session.pending:
+            transport.pause_reading()
+            if not self._queued:
+                self._queued = True
+                self._lobby.gateway.turns.add(self)
+        else:
+            transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self._stalled = True
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._stalled = False
+        self.read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._session.closed_by is errors.TOO_BIG:
             self._lobby.limited("header_bytes")
         self._leave()
-
-    @property
-    def busy(self) -> bool:
-        """Whether it has said who it is, and is being checked."""
-        return self._asking
-
-    def give_way(self) -> None:
-        """Its place is needed for another."""
-        transport = self.transport
-        self._leave()
-        if transport is not None:
-            transport.abort()
 
     def on_timer(self, now: float) -> float | None:
         """The end of patience: first with the CONNECT packet, then with the closing handshake."""
@@ -164,44 +194,46 @@ class Greeting(BoundedReader):
         packet = socketio.decode_hello(payload) if isinstance(payload, str) else errors.BINARY_EVENT
         if isinstance(packet, Hello) and not self._asking:
             self._asking = True
-            self._started = perf_counter_ns()
-            greet = self._lobby.gateway.greet
-            greet(self._request, packet, self.counted, self._session, self._greeted, self._waits)
+            self._hello = packet
         elif packet is None:
             self._end(errors.NORMAL)
         elif self._asking and not isinstance(packet, bytes):
             self._keep(payload)
-        elif self._packets == PACKETS or not isinstance(packet, bytes):
+        elif not isinstance(packet, bytes):
             self._end(errors.PROTOCOL_ERROR)
+        elif self._packets == PACKETS:
+            self._flooded()
         else:
             self._packets += 1
             if packet:
                 self._session.send(packet)
 
-    def _waits(self, place: Place) -> None:
-        """It stands in the line of handshakes."""
-        self._place = place
-        if self.transport is None:
-            place.leave()
+    def _flooded(self) -> None:
+        """More packets than anybody needs who is about to connect. It is told why, and not read any more."""
+        if self._session.state == OPEN:
+            self._lobby.limited("packets_per_minute")
+            self._flooding = True
+            self._session.fail(errors.TOO_MANY_MESSAGES)
+            self._expect(FLOOD_SECONDS)
+        elif self.transport is not None and not self._session.ended:
+            self.transport.abort()
 
     def _keep(self, payload: str | bytes) -> None:
         """For when it is answered. Who says more is not read until then."""
         self._early.append(payload)
-        self._room -= len(payload) + EARLY_BYTES
+        self._room -= len(payload) + MESSAGE_BYTES
         if self._room < 0 and self.transport is not None:
             self.transport.pause_reading()
 
     def _greeted(self, outcome: Connection | Refusal) -> None:
         transport = self.transport
-        waited = self._place.waited if self._place is not None else 0
-        self._place = None
         if isinstance(outcome, Connection):
             if transport is None or self._session.state != OPEN:
                 return  # it left meanwhile
             self._leave()
             answer = encode_frame(TEXT, socketio.connected(secrets.token_urlsafe(ID_BYTES)))
             outcome.attach(transport, answer, self._early)
-            self._lobby.gateway.handshaken(perf_counter_ns() - self._started - waited, "/socket.io/")
+            self._lobby.gateway.handshaken(perf_counter_ns() - self._started, "/socket.io/")
         elif outcome.retryable:
             self._end(CLOSES.get(outcome, errors.OVERLOADED_CLOSE))
         else:
@@ -212,8 +244,9 @@ class Greeting(BoundedReader):
     def _end(self, cause: Close) -> None:
         self._session.close(cause)
         self._flush()
-        if self.transport is not None and not self._session.ended:
-            self.transport.resume_reading()
+        self._room = max(0, self._room)
+        if not self._session.ended:
+            self.read_on()
         self._expect(CLOSE_SECONDS)
 
     def _flush(self) -> None:
@@ -222,14 +255,14 @@ class Greeting(BoundedReader):
             return
         if output:
             transport.write(output)
-        if self._session.ended:
-            transport.close()
+        if self._session.ended and not transport.is_closing():
+            if self._flooding:
+                transport.pause_reading()
+                transport.write_eof()  # to close with more unread is a reset, which takes the close frame away
+            else:
+                transport.close()
 
     def _leave(self) -> None:
         if self.transport is not None:
             self.transport = None
-            if self._place is not None:
-                self._place.leave()
-            if not self._asking:
-                self._lobby.gateway.forgo(self.counted)
-            self._lobby.greeted(self)
+            self._lobby.greeted()

@@ -160,7 +160,8 @@ class Presence:
         silence = now - max(heard, self._stepped)
         if silence < patience:
             return (patience - silence) / 1000
-        if device.status == "online":
+        held = device.peer is not None and device.peer.held  # its heartbeats wait behind what it sent before them
+        if device.status == "online" and not held:
             self._state.change(device, "stale", "no_heartbeat", now)
         else:
             self._state.touch(device)  # its keys must not end before it does

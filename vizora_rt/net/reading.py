@@ -27,8 +27,9 @@ class BoundedReader(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.data_received(bytes(_view[:nbytes]))
-        if nbytes == READ_BYTES and self.transport is not None:
-            self.transport.pause_reading()
+        transport = self.transport
+        if nbytes == READ_BYTES and transport is not None and not transport.is_closing():
+            transport.pause_reading()
             asyncio.get_running_loop().call_soon(self.read_on)
 
     def data_received(self, data: bytes) -> None:

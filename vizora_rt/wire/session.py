@@ -3,11 +3,15 @@
 Four verbs: `receive` bytes and get whole messages; `send`; `close`; `take_output` and write it. A session does no I/O
 and never raises on what a peer sent: a protocol error closes it, and `closed_by` says why.
 
-What a session holds is bounded. A data frame that is not whole is unmasked as it arrives and appended to the one
-bytearray of its message, so a message costs its own bytes whatever the number of its fragments (empty ones cost
-nothing) and of the reads that it came in. Besides that there is at most an unfinished header or control frame. Every
-ping is answered: a server's pong is four bytes shorter than the client's ping, so the answers to a read never
-outgrow it.
+A server receives in shares: `receive(data, most)` parses at most that many frames and returns at most one large
+message. `pending` says that more of what was read waits; `receive(b"", most)` goes on with it. `small_frames` counts
+the frames that carry next to nothing, for a limit of their rate.
+
+What a session holds is bounded by one read and one message. A data frame that is not whole is unmasked as it arrives
+and appended to the one bytearray of its message, so a message costs its own bytes whatever the number of its fragments
+(empty ones cost nothing) and of the reads that it came in. Besides that there is at most an unfinished header or
+control frame. Every ping is answered: a server's pong is four bytes shorter than the client's ping, so the answers to
+a read never outgrow it.
 """
 
 from codecs import utf_8_decode
@@ -39,6 +43,13 @@ CLOSED: Final = 2
 """Both close frames, or a protocol error: nothing is read any more, replies already owed may still go out."""
 
 
+LARGE: Final = 2048
+"""Characters. A longer message is worth a share of its own: to act on 64 KiB takes a millisecond."""
+
+SMALL_FRAGMENT: Final = 1024
+"""Bytes. A fragment with fewer counts as a small frame. Clients cut messages at 4 KiB and more, proxies not at all."""
+
+
 class _Message:
     """A message of which more is to come: its payload so far, and what is known of the frame that is partly here."""
 
@@ -58,14 +69,18 @@ class Session:
 
     __slots__ = (
         "_held",
+        "_large",
         "_message",
         "_out",
+        "_rest",
         "_tail",
         "client",
         "close_received",
         "closed_by",
         "ended",
         "limit",
+        "pending",
+        "small_frames",
         "state",
     )
 
@@ -76,39 +91,70 @@ class Session:
         self.closed_by: Close | None = None
         self.close_received: int | None = None
         self.ended = False
+        self.pending = False
+        """Whether something that was received waits for the next call of `receive`."""
+        self.small_frames = 0
+        """Pings, pongs, and fragments of fewer than SMALL_FRAGMENT bytes; the owner sets it back to 0."""
         self._held = b""
+        self._rest: tuple[bytes, int] | None = None
+        self._large: str | bytes | None = None
         self._message: _Message | None = None
         self._out: list[bytes] | None = None
         self._tail: bytes | None = None
 
-    def receive(self, data: bytes) -> list[str | bytes]:
-        """Take what was read; return the messages that are whole now, in order: str for text, bytes for binary."""
+    def receive(self, data: bytes, most: int = 0) -> list[str | bytes]:
+        """Take what was read; return the messages that are whole now, in order: str for text, bytes for binary.
+
+        With `most` at most so many frames are parsed, and a message longer than LARGE is returned alone: while
+        `pending`, call again, and with no new data.
+        """
         messages: list[str | bytes] = []
         state = self.state
         if state == CLOSED:
             return messages
         pos = 0
-        if self._held:
+        if self.pending:
+            self.pending = False
+            if self._rest is not None:
+                rest, pos = self._rest
+                self._rest = None
+                data = rest[pos:] + data if data else rest
+                pos = 0 if data is not rest else pos
+            if self._large is not None:
+                messages.append(self._large)
+                self._large = None
+                self._wait(data, pos)
+                return messages if state == OPEN else []
+        elif self._held:
             data = self._held + data
             self._held = b""
         elif self._message is not None and self._message.remaining:
             pos = self._resume(self._message, data, messages)
             if self.state == CLOSED:
                 return messages
+            if most and messages and len(messages[0]) > LARGE:
+                self._wait(data, pos)
+                return self._park(messages)
         size, masked = len(data), not self.client
+        quick = LARGE if most and self.limit > LARGE else self.limit
+        left = most
         while pos < size:
             # What players send is a whole masked text frame of 126 to 65535 bytes: `parse_frame` does the same, but
             # its call and its tuple cost 140 ns of 740.
             if size - pos > 7 and data[pos] == 0x81 and data[pos + 1] == 0xFE and masked and self._message is None:
                 length, mask = unpack_medium(data, pos)
                 end = pos + 8 + length
-                if end <= size and 125 < length <= self.limit:
+                if end <= size and 125 < length <= quick:
                     try:
                         messages.append(apply_mask(data[pos + 8 : end], mask).decode())
                     except UnicodeDecodeError:
                         self._fail(INVALID_UTF8)
                         break
                     pos = end
+                    left -= 1
+                    if not left:
+                        self._wait(data, pos)
+                        break
                     continue
             frame = parse_frame(data, pos, self.limit, masked)
             if not isinstance(frame, tuple):
@@ -128,7 +174,26 @@ class Session:
                 self._take(opcode, fin, payload, messages)
                 if self.state == CLOSED:
                     break
+            left -= 1
+            if most and messages and len(messages[-1]) > LARGE:
+                self._wait(data, pos)
+                return self._park(messages)
+            if not left:
+                self._wait(data, pos)
+                break
         return messages if state == OPEN else []
+
+    def _park(self, messages: list[str | bytes]) -> list[str | bytes]:
+        """Keep the large message that is the last of `messages` for the next call."""
+        self._large = messages.pop()
+        self.pending = True
+        return messages if self.state == OPEN else []
+
+    def _wait(self, data: bytes, pos: int) -> None:
+        """Keep what stands behind `pos` for the next call."""
+        if pos < len(data):
+            self._rest = data, pos
+            self.pending = True
 
     def send(self, payload: bytes) -> None:
         """Queue a text message that is already UTF-8. Ignored once our close frame is on its way."""
@@ -157,6 +222,13 @@ class Session:
         if self.state == OPEN:
             self._queue(self._encode(PING, payload))
 
+    def fail(self, cause: Close) -> None:
+        """End it at once (section 7.1.7): `cause` is the last that is sent, and nothing more is read."""
+        if self.state == OPEN:
+            self._fail(cause)
+        self.state = CLOSED
+        self.ended = True
+
     def close(self, cause: Close) -> None:
         """Begin the close handshake. The first cause counts: ignored when the session already closes."""
         if self.state == OPEN:
@@ -164,10 +236,13 @@ class Session:
             self.state = CLOSING
             self.closed_by = cause
 
-    def take_output(self) -> bytes:
-        """All that is to be written, in one piece; empty when there is nothing."""
+    def take_output(self, last: bool = True) -> bytes:
+        """All that is to be written, in one piece; empty when there is nothing.
+
+        Without `last` the close frame that answers an error or the peer's close waits: more may be sent before it.
+        """
         out, tail = self._out, self._tail
-        if tail is not None:
+        if tail is not None and last:
             self._tail = None
             out = [*out, tail] if out else [tail]
         if out is None:
@@ -192,7 +267,12 @@ class Session:
             self.closed_by = cause
         self.state = CLOSED
         self.ended = True
-        self._message = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing more is read: what waits is dropped."""
+        self.pending = False
+        self._rest = self._large = self._message = None
 
     def _hold(self, data: bytes, pos: int) -> None:
         """Keep the frame that begins at `pos` and is not whole."""
@@ -201,7 +281,7 @@ class Session:
             self._held = data[pos:]
             return
         opcode, fin, length, start = header
-        message = self._begin(opcode, length)
+        message = self._begin(opcode, length, fin)
         if message is not None:
             message.remaining = length
             message.fin = fin
@@ -226,19 +306,24 @@ class Session:
     def _take(self, opcode: int, fin: bool, payload: bytes, messages: list[str | bytes]) -> None:
         """Act on a whole frame that is not simply a text message."""
         if opcode == PING:
+            self.small_frames += 1
             if self.state == OPEN:
                 self._queue(self._encode(PONG, payload))
         elif opcode == CLOSE:
             self._close_received(payload)
-        elif opcode != PONG:
-            message = self._begin(opcode, len(payload))
+        elif opcode == PONG:
+            self.small_frames += 1
+        else:
+            message = self._begin(opcode, len(payload), fin)
             if message is not None:
                 message.data += payload
                 self._advance(message, fin, messages)
 
-    def _begin(self, opcode: int, length: int) -> _Message | None:
+    def _begin(self, opcode: int, length: int, fin: bool) -> _Message | None:
         """The message that a data frame begins or continues (section 5.4), or None after an error."""
         message = self._message
+        if length < SMALL_FRAGMENT and (opcode == CONTINUATION or not fin):
+            self.small_frames += 1
         if (opcode == CONTINUATION) is (message is None):
             self._fail(PROTOCOL_ERROR)
             return None
@@ -273,7 +358,7 @@ class Session:
         self.state = CLOSED
         # The server closes TCP first (section 7.1.1); a client waits for that.
         self.ended = not self.client
-        self._message = None
+        self._forget()
 
 
 def _mask() -> bytes:

@@ -253,4 +253,5 @@ DIALECT: Final = Dialect(
     goodbye=goodbye,
     ping=b"2",
     binary=None,
+    overtakes=lambda text: text.startswith(("43", "2", "3")),
 )
