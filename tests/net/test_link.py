@@ -16,7 +16,8 @@ from tests.net.proxy import Proxy
 from vizora_rt.errors import ConfigError, UnavailableError
 from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
-from vizora_rt.net.link import UNASKED, Address, Line, Link, ask, connect, explain, one_line, probe
+from vizora_rt.net.link import UNASKED, Address, Line, Link, ask, connect, explain, hint, one_line, probe
+from vizora_rt.net.topology import Where
 from vizora_rt.wire.resp import ReplyError, pack
 
 SECRET = "s3cret:/@ü"
@@ -75,6 +76,47 @@ def test_a_wrong_url_is_one_line_without_the_password(url: str, complaint: str) 
     assert "redis.url" in str(raised.value)
     assert "s3cret" not in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "redis+cluster", "redis+sentinel"])
+@pytest.mark.parametrize(
+    ("names", "escape"),
+    [
+        (":12#s3cret@", "%23"),
+        (":s3cret#4@", "%23"),
+        (":12/s3cret@", "%2F"),
+        ("me:s3cret/@", "%2F"),
+        (":s3cret/4@5@", "%2F"),
+        (":12?s3cret@", "%3F"),
+        (":s3cret@12@", "%40"),
+        ("me@s3cret:12@", "%40"),
+        (":s3cret 12@", "%20"),
+        (":s3cret\t12@", "%20"),
+        (":s3cret\n12@", "%20"),
+        (":50%s3cret@", "%25"),
+        (":s3cret%@", "%25"),
+    ],
+)
+def test_a_password_that_is_not_escaped_is_refused(scheme: str, names: str, escape: str) -> None:
+    """As it stands it would name another server: `redis://:12#4@host` is port 12 of this machine."""
+    with pytest.raises(ConfigError) as raised:
+        Where.parse(f"{scheme}://{names}cache:6379/0")
+    assert f"must be written {escape}" in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_what_may_hold_an_at_sign() -> None:
+    assert Address.parse("unix:///run/@redis.sock").path == "/run/@redis.sock"
+    assert Address.parse("rediss://cache?ca_file=/a@b.pem").ca_file == "/a@b.pem"
+    where = Where.parse("redis+sentinel://a/m?sentinel_user=u&sentinel_password=a@b")
+    assert where.sentinel_password == "a@b"
+
+
+@pytest.mark.parametrize("names", [":s3cret?x=@", ":12?s3cret=4@", "me:12?s3cret=4@", ":1?a&s3cret@"])
+def test_an_option_that_is_a_piece_of_a_password_is_not_shown(names: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Address.parse(f"redis://{names}cache")
+    assert "s3cret" not in str(raised.value)
 
 
 def test_greeting_says_only_what_is_needed() -> None:
@@ -377,3 +419,61 @@ async def test_tls(proxy: Proxy, certificate: Path, heard: Heard) -> None:
         await heard.connect(url)
     with pytest.raises(ConfigError, match=r"redis.ca_file: .*: No such file"):
         await asyncio.to_thread(probe, f"{url}?ca_file={certificate}.none", 5.0)
+
+
+class TestClientCertificate:
+    """A server that lets nobody in without a certificate that it knows."""
+
+    @pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    async def url(self, request: pytest.FixtureRequest, proxy: Proxy, certificate: Path) -> str:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate))
+        context.load_cert_chain(certificate, f"{certificate}.key")
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.maximum_version = request.param
+        return f"{await proxy.open(context)}/0?ca_file={certificate}"
+
+    async def test_with_it(self, url: str, certificate: Path, heard: Heard) -> None:
+        url += f"&cert_file={certificate}&key_file={certificate}.key"
+        link = await heard.connect(url)
+        link.transport.write(pack("PING"))
+        assert await heard.replies.get() == b"PONG"
+        await asyncio.to_thread(probe, url, 5.0)
+
+    async def test_without_it(self, url: str, heard: Heard) -> None:
+        with pytest.raises(OSError) as raised:
+            await heard.connect(url)
+        wanted = "if it wants a client certificate, set redis.cert_file and redis.key_file"
+        assert wanted in hint(Address.parse(url), raised.value)
+        with pytest.raises(UnavailableError, match=wanted):
+            await asyncio.to_thread(probe, url, 5.0)
+
+    @pytest.mark.parametrize(
+        ("files", "said"),
+        [
+            ("&cert_file={0}.none&key_file={0}.key", r"redis.cert_file or key_file: .*\.none: No such file"),
+            ("&cert_file={0}&key_file={0}.none", r"redis.cert_file or key_file: .*: No such file"),
+            ("&cert_file={0}&key_file={0}", r"redis.cert_file or key_file: "),
+            ("&cert_file={0}&key_file={0}.locked", r"redis.cert_file or key_file: "),
+            ("&cert_file={0}", r"needs both cert_file and key_file"),
+            ("&key_file={0}.key", r"needs both cert_file and key_file"),
+        ],
+    )
+    async def test_files_that_cannot_be_used(self, url: str, certificate: Path, files: str, said: str) -> None:
+        """Also a key with a passphrase: nobody is there to type it."""
+        lock = ["openssl", "ec", "-in", f"{certificate}.key", "-aes128", "-passout", "pass:x"]
+        subprocess.run([*lock, "-out", f"{certificate}.locked"], check=True, capture_output=True)
+        with pytest.raises(ConfigError, match=said) as raised:
+            await asyncio.to_thread(probe, url + files.format(certificate), 5.0)
+        assert "\n" not in str(raised.value)
+
+    async def test_one_end_speaks_no_tls(self, url: str, proxy: Proxy, certificate: Path) -> None:
+        plain = url.partition("/0?")[0].replace("rediss://", "redis://")
+        with pytest.raises(UnavailableError, match="if it speaks TLS, use rediss://"):
+            await asyncio.to_thread(probe, plain, 5.0)
+        other = Proxy(proxy.target)
+        try:
+            tls = (await other.open()).replace("redis://", "rediss://")
+            with pytest.raises(UnavailableError, match="if it speaks no TLS, use redis://"):
+                await asyncio.to_thread(probe, f"{tls}?ca_file={certificate}", 0.5)
+        finally:
+            await other.close()

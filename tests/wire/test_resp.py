@@ -211,3 +211,43 @@ def crc16(data: bytes) -> int:
         for _ in range(8):
             crc = (crc << 1 ^ 0x1021 if crc & 0x8000 else crc << 1) & 0xFFFF
     return crc
+
+
+SHA = "63513ef721c1dcd34dc697552e11c6fa5356c64c"
+WRAPPED = f"ERR Error running script (call to f_{SHA}): @user_script:1: @user_script: 1: "
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        # Redis 6.2 as it speaks, Redis 7 and Valkey as they do.
+        (WRAPPED + "-OOM command not allowed when used memory > 'maxmemory'.", "OOM", "command not allowed"),
+        (WRAPPED + "-MISCONF Redis is configured to save RDB snapshots, but", "MISCONF", "Redis is configured"),
+        (WRAPPED + "-NOREPLICAS Not enough good replicas to write.", "NOREPLICAS", "Not enough"),
+        (WRAPPED + "-READONLY You can't write against a read only replica.", "READONLY", "You can't"),
+        (WRAPPED + "-LOADING Redis is loading the dataset in memory", "LOADING", "Redis is loading"),
+        (WRAPPED + "-MASTERDOWN Link with MASTER is down", "MASTERDOWN", "Link"),
+        (WRAPPED + "-CLUSTERDOWN The cluster is down", "CLUSTERDOWN", "The cluster"),
+        (WRAPPED + "-TRYAGAIN Multiple keys request", "TRYAGAIN", "Multiple"),
+        (WRAPPED + "-MOVED 3999 127.0.0.1:6381", "MOVED", "3999 127.0.0.1:6381"),
+        (
+            f"ERR Error running script (call to f_{SHA}): @user_script:71: WRONGTYPE Operation against a key",
+            "WRONGTYPE",
+            "Operation against",
+        ),
+        (WRAPPED + "The user executing the script can't run this command or subcommand", "NOPERM", "Error running"),
+        (WRAPPED + "The user executing the script can't access at least one of the keys", "NOPERM", "Error running"),
+        ("ERR ACL failure in script: User u has no permissions to run the 'set' command", "NOPERM", "ACL failure"),
+        ("OOM command not allowed when used memory > 'maxmemory'. script: on @user_script:1.", "OOM", "command"),
+        # No error of another kind.
+        (WRAPPED + "Unknown Redis command called from Lua script", "ERR", "Error running script"),
+        (f"ERR Error running script (call to f_{SHA}): @user_script:3: user_script:3: attempt to", "ERR", "Error"),
+        ("ERR syntax error", "ERR", "syntax error"),
+        ("ERR", "ERR", ""),
+        ("", "", ""),
+    ],
+)
+def test_an_error_within_a_script_has_the_code_of_the_command(text: str, code: str, message: str) -> None:
+    reply = ReplyError(text)
+    assert reply.code == code
+    assert reply.message.startswith(message)

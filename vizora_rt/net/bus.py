@@ -13,6 +13,7 @@ from vizora_rt import report
 from vizora_rt.config import Redis
 from vizora_rt.net import keyspace
 from vizora_rt.net.link import Address, Link, connect, explain
+from vizora_rt.net.refusals import DENIED
 from vizora_rt.net.store import Store
 from vizora_rt.wire import messages, resp
 from vizora_rt.wire.resp import ReplyError
@@ -30,6 +31,8 @@ CHECK_SECONDS = 10.0
 AGAIN_SECONDS = 0.1
 """Until a channel is looked for again that was refused or has moved: the map of the cluster may be a moment behind."""
 
+DENIED_SECONDS = 5.0
+"""Until a channel is asked for again that the user may not have: often enough for `/health` to name it all the time."""
 
 LEAVE = {"SUBSCRIBE": "UNSUBSCRIBE", "SSUBSCRIBE": "SUNSUBSCRIBE"}
 
@@ -125,8 +128,8 @@ class Ear:
                     # One bell that cannot be followed must not cost the connection, and the bells behind it.
                     log.exception("doorbell failed", error)
             elif isinstance(reply, ReplyError):
-                # MOVED, or a cluster that is down. Which channel it was shows by none having been confirmed.
-                self._bus.astray()
+                # Which channel it was shows by none having been confirmed.
+                self._bus.refused(reply)
 
 
 class Bus:
@@ -231,11 +234,16 @@ class Bus:
         # It connects again. But its server may be gone for good, and the channels elsewhere.
         self._store.look_again()
 
-    def astray(self) -> None:
-        """A channel is not where it was looked for."""
+    def refused(self, reply: ReplyError) -> None:
+        """A subscription was answered with an error: MOVED, a cluster that is down, or a user who may not."""
+        self._store.turned_down(reply, "subscribe")
+        self.astray(DENIED_SECONDS if reply.code == DENIED else AGAIN_SECONDS)
+
+    def astray(self, seconds: float = AGAIN_SECONDS) -> None:
+        """A channel is not where it was looked for; it is looked for again after `seconds`."""
         self._store.look_again()
         if self._again is None and self._open:
-            self._again = self._loop.call_later(AGAIN_SECONDS, self._retry)
+            self._again = self._loop.call_later(seconds, self._retry)
 
     def take(self, ear: Ear, kind: bytes, channel: bytes, payload: bytes) -> None:
         """What an ear has heard."""

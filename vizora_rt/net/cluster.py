@@ -86,7 +86,7 @@ class Cluster(Store):
     def refusal(self) -> str:
         refusals = ((shard, shard.refusal) for shard in self._served)
         found = sorted(f"{shard.address.host}:{shard.address.port} {why}" for shard, why in refusals if why)
-        return "; ".join(found)
+        return "; ".join(filter(None, (super().refusal, *found)))
 
     @property
     def partly_up(self) -> bool:

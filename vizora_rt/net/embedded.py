@@ -25,6 +25,7 @@ from urllib.parse import quote
 from vizora_rt import report
 from vizora_rt.errors import UnavailableError
 from vizora_rt.net import link
+from vizora_rt.net.quiet import Quiet
 from vizora_rt.wire.resp import ReplyError, pack
 
 SOCKET_BYTES = 90
@@ -50,7 +51,7 @@ log = report.logger("embedded")
 class Embedded:
     """A Valkey that runs for this process. Made by `start`."""
 
-    __slots__ = ("_address", "_child", "_directory", "_lock", "_pidfd", "_runtime", "pid", "url")
+    __slots__ = ("_address", "_child", "_directory", "_lock", "_pidfd", "_quiet", "_runtime", "pid", "url")
 
     def __init__(self, directory: Path, runtime: Path, lock: int) -> None:
         self._directory = directory
@@ -59,6 +60,7 @@ class Embedded:
         self._address = link.Address(path=str(runtime / "store.sock"))
         self._child: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
+        self._quiet = Quiet()
         self.pid = 0
         self.url = f"unix://{quote(self._address.path)}"
 
@@ -71,8 +73,10 @@ class Embedded:
         with _explained(f"embedded store in {self._directory}"):
             if not self.alive():
                 # A full disk ends a Valkey that syncs always, and may cut short what its log says about it.
-                free = shutil.disk_usage(self._directory).free
-                log.warning("embedded store had ended", last=_last_line(self._directory / LOG), free_bytes=free)
+                free, last = shutil.disk_usage(self._directory).free, _last_line(self._directory / LOG)
+                if self._quiet.may_say("ended"):
+                    left_out = self._quiet.left_out("ended")
+                    log.warning("embedded store had ended", last=last, free_bytes=free, left_out=left_out)
             self._end(STOP_SECONDS)
             self._start()
 
@@ -150,7 +154,8 @@ class Embedded:
         except BaseException:
             self._end(0)
             raise
-        log.info("embedded store started", pid=self.pid)
+        if self._quiet.may_say("started"):
+            log.info("embedded store started", pid=self.pid, left_out=self._quiet.left_out("started"))
 
     def _command(self, logfile: Path) -> list[str]:
         options = {

@@ -11,6 +11,7 @@ from vizora_rt import report
 from vizora_rt.errors import StartupError
 from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
+from vizora_rt.net.quiet import Quiet
 
 RETRY_SECONDS = 1.0
 """Between two starts, at least: one whose disk is full ends with its first write, each time."""
@@ -28,6 +29,7 @@ class Keeper:
         self._task: asyncio.Task[None] | None = None
         self._started = self._loop.time()
         self._stopping = False
+        self._quiet = Quiet()
 
     @property
     def url(self) -> str:
@@ -78,11 +80,14 @@ class Keeper:
             if self._stopping:
                 return
             self._started = self._loop.time()
-            log.error("embedded store ended; starting it again")
+            if self._quiet.may_say("ended"):
+                log.error("embedded store ended; starting it again", left_out=self._quiet.left_out("ended"))
             try:
                 await asyncio.to_thread(self._store.restart)
             except StartupError as error:
-                log.error("embedded store does not start", error=str(error))
+                if self._quiet.may_say("failed"):
+                    left_out = self._quiet.left_out("failed")
+                    log.error("embedded store does not start", error=str(error), left_out=left_out)
             except Exception as error:
                 log.exception("embedded store does not start", error)
             else:

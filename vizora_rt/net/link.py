@@ -43,6 +43,9 @@ AUTH_ERRORS: Final = {
 RESERVED: Final = {"#": "%23", "/": "%2F", "?": "%3F", "@": "%40", " ": "%20"}
 """What ends or divides a URL (RFC 3986 section 2.2) and how it is written in a user or password."""
 
+WITH_AT_SIGN: Final = (*TLS_FILES, "sentinel_user", "sentinel_password")
+"""Options of a URL whose value may hold an @."""
+
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 
@@ -177,8 +180,11 @@ def check_form(url: str) -> None:
     # A path of a Unix socket may hold an @, the path of a server is a number or a name of a master.
     if slash and "@" in path and scheme != "unix":
         raise _unescaped("/")
-    if mark and "@" in query and "@" not in head and "=" not in query.partition("@")[0]:
-        raise _unescaped("?")
+    if mark and "@" in query and "@" not in head:
+        option = query.partition("@")[0].rpartition("&")[2].partition("=")
+        # Values of these may hold one: paths and passwords.
+        if not option[1] or option[0] not in WITH_AT_SIGN:
+            raise _unescaped("?")
     names = authority.rpartition("@")[0]
     if _BAD_ESCAPE.search(names):
         raise ConfigError("redis.url: a % in the user or password must be written %25")
@@ -231,13 +237,16 @@ def hint(address: "Address", error: OSError) -> str:
     said = explain(error)
     cause = error.__cause__ or error
     code = getattr(cause, "reason", None) or ""
-    ended = isinstance(error, UnansweredError | ssl.SSLEOFError)
+    ended = isinstance(error, UnansweredError | ssl.SSLEOFError | ConnectionResetError | ConnectionAbortedError)
     if address.path:
         return said
     if not address.tls:
         return f"{said}; if it speaks TLS, use rediss://" if ended or TLS_RECORD.search(said) else said
     if code in NO_TLS:
         return f"{said}; it speaks no TLS: use redis://"
+    if isinstance(error, TimeoutError):
+        # Redis takes the first message of TLS for half a command, and waits for the rest.
+        return f"{said}; if it speaks no TLS, use redis://"
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"{said}; redis.ca_file names the authority to trust"
     if not address.cert_file and (ended or any(alert in code for alert in ALERTS)):

@@ -21,7 +21,19 @@ REASONS: Final = {
 }
 
 READS: Final = frozenset(
-    {"get", "exists", "zrange", "sscan", "zscan", "publish", "ping", "eval_backlog", "eval_missing", "eval_listed"}
+    {
+        "get",
+        "exists",
+        "zrange",
+        "sscan",
+        "zscan",
+        "publish",
+        "subscribe",
+        "ping",
+        "eval_backlog",
+        "eval_missing",
+        "eval_listed",
+    }
 )
 """Operations that write nothing: NOPERM for one of them says nothing of writes."""
 COURTESIES: Final = frozenset({"info"})

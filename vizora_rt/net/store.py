@@ -243,6 +243,10 @@ class Store:
         """Whether a reply is awaited."""
         return bool(self._waiting)
 
+    def turned_down(self, reply: ReplyError, operation: str) -> None:
+        """Another connection to this Redis got an error that may be a refusal: see `refusal`."""
+        self._refusals.take(reply, operation, self.address)
+
     def takes(self, key: bytes) -> bool:
         """Whether commands for a key are taken now."""
         return self.up

@@ -27,6 +27,7 @@ from vizora_rt.errors import RESTARTING
 from vizora_rt.net.changes import Changes
 from vizora_rt.net.expiry import Expiry
 from vizora_rt.net.ownership import Ownership
+from vizora_rt.net.quiet import Quiet
 from vizora_rt.net.statuses import LISTED_EVERY_MS, OFFLINE_TTL, ORGANIZATIONS
 from vizora_rt.net.store import LOST, Store
 from vizora_rt.net.timers import Wheel
@@ -134,6 +135,7 @@ class Sweeper:
         # What a predecessor still drains is not left behind yet.
         self._inherits_at = self._loop.time() + self._absent_after + config.server.drain_seconds
         self._up_since = inf
+        self._quiet = Quiet()
         self._seen: dict[bytes, tuple[bytes, float, int]] = {}
         """Each member's last renewal, since when (time of the loop) it has been the last, and how many looks ago."""
         self._stopped = self._left = False
@@ -235,7 +237,9 @@ class Sweeper:
         self._task = None
         error = None if task.cancelled() else task.exception()
         if isinstance(error, LostError):
-            log.warning("sweep given up", reason="redis is away")
+            if self._quiet.may_say("given up"):
+                left_out = self._quiet.left_out("given up")
+                log.warning("sweep given up", reason="redis is away or refuses", left_out=left_out)
         elif isinstance(error, Exception):
             log.exception("sweep failed", error)
 
