@@ -3,19 +3,26 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from tests.net.backend import Screen, call, fleet
 from tests.net.peers import until
 from tests.net.proxy import Proxy
+from tests.net.watching import QUICK, dashboard, join
 from vizora_rt import config
 from vizora_rt.metrics import Metrics
-from vizora_rt.net import bus
+from vizora_rt.net import bus, embedded, link
 from vizora_rt.net.bus import Bell, Bus
+from vizora_rt.net.devices import Shell
+from vizora_rt.net.embedded import Embedded
+from vizora_rt.net.link import Address
 from vizora_rt.net.store import Store
+from vizora_rt.wire.resp import pack
 
 
 class Ears:
@@ -176,3 +183,65 @@ async def test_it_ends(redis_url: str, client: Any, ears: Make) -> None:
     await here.bus.close()
     await until(lambda: listeners(client, here) == 0)
     await here.bus.close()
+
+
+class TestDatabases:
+    """Two gateways with one Redis, each with a database of its own."""
+
+    @pytest.mark.usefixtures("quick")
+    async def test_they_hear_nothing_of_each_other(
+        self, valkey: Embedded, redis_url: str, stack: AsyncExitStack
+    ) -> None:
+        nodes, boards, screens = [], [], []
+        for number in (0, 1):
+            (node,) = await stack.enter_async_context(fleet(f"{valkey.url}?db={number}", 1, presence=QUICK))
+            board = await dashboard(node)
+            await join(board)
+            nodes.append(node)
+            boards.append(Screen(board))
+        for number, node in enumerate(nodes):
+            # A device of the same name in both, and one of its own.
+            screens += [await Screen.dial(node, "lobby"), await Screen.dial(node, f"only-{number}")]
+
+        async def notify(number: int) -> None:
+            body = {"organizationId": "acme", "notification": {"text": f"for {number}"}}
+            assert (await call(nodes[number], "POST", "/notifications/broadcast", body)).status == 200
+
+        await notify(0)
+        await screens[1].leave()
+        await until(lambda: '"offline"' in json.dumps(boards[0].heard))
+        # Behind this, nothing of before is on its way.
+        await notify(1)
+        await boards[1].event("notification:new")
+        assert [each["data"]["text"] for each in boards[0].messages("notification:new")] == ["for 0"]
+        assert [each["data"]["text"] for each in boards[1].messages("notification:new")] == ["for 1"]
+        assert "only-1" not in json.dumps(boards[0].heard)
+        assert "only-0" not in json.dumps(boards[1].heard)
+        # A worker of one has the same name as that of the other, and only one of them is told.
+        assert await asyncio.to_thread(Shell(f"{valkey.url}?db=1").kick, "lobby")
+        await screens[2].ended()
+        assert (await screens[0].answer("heartbeat", {}, 9))["success"]
+        with redis.Redis.from_url(redis_url) as client:
+            found: Any = client.pubsub_channels("vz:*")
+            assert sorted(found) == [b"vz:db1:node:node:0", b"vz:db1:org:acme", b"vz:node:node:0", b"vz:org:acme"]
+            assert client.keys("*only-1*") == []
+        for screen in (screens[0], screens[3], *boards):
+            await screen.leave()
+
+
+async def test_a_channel_that_is_denied_is_named(tmp_path: Path, stack: AsyncExitStack) -> None:
+    """Taken away from the user later than at the start. It is asked for again now and then, not ten times a second."""
+    store = embedded.start(tmp_path)
+    stack.callback(store.stop)
+
+    def allow(*rules: str) -> None:
+        assert link.ask(Address.parse(store.url), [pack("ACL", "SETUSER", "me", *rules)], 5.0) == [b"OK"]
+
+    allow("on", ">p", "+@all", "~*", "resetchannels")
+    ears = await Ears(store.url.replace("unix://", "unix://me:p@")).start()
+    stack.push_async_callback(ears.close)
+    await until(lambda: ears.store.refusal)
+    assert ears.store.refusal.startswith("denies commands: NOPERM, ")
+    assert ears.store.full == ""
+    assert ears.bus._again is not None
+    assert ears.bus._again.when() - asyncio.get_running_loop().time() > bus.DENIED_SECONDS / 2

@@ -46,6 +46,15 @@ async def test_a_url_gets_its_store(make: Make) -> None:
         make("redis+cluster://a/9")
 
 
+async def test_a_url_says_the_database_before_a_server_is_known(make: Make) -> None:
+    """Names of channels depend on it, and are made before Sentinels have named a master."""
+    assert make("redis+sentinel://a/m/3").database == 3
+    assert make("redis+sentinel://a/m").database == 0
+    assert make("redis://a/2").database == 2
+    assert make("unix:///s?db=1").database == 1
+    assert make("redis+cluster://a").database == 0
+
+
 async def test_the_master_is_found(guarded: Guarded, make: Make) -> None:
     store = make(guarded.url)
     assert store.place(b"key") is None

@@ -1,11 +1,15 @@
 """serve, check-config and demo. What a running service does is in test_supervisor."""
 
+import asyncio
+import json
 import socket
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.net.peers import DEVICE_SECRET, device_token, dial
+from tests.net.valkeys import Valkeys
 from tests.service import Service, until
 from tests.shell.commands import SECRETS, refused, run
 from vizora_rt import config
@@ -45,6 +49,94 @@ class TestServe:
         line = refused(run(tmp_path, "serve", env={"VIZORA_ENV": "production", "JWT_SECRET": "u"}), 78)
         assert "DEVICE_JWT_SECRET must be set" in line
         assert not (tmp_path / "state").exists()
+
+
+class TestServeWithoutRedis:
+    """What time may mend does not keep the service from starting."""
+
+    def begin(self, service: Service, reason: str) -> None:
+        service.start()
+        assert reason in service.wait("starting without redis", level="error")["reason"]
+        assert service.get("/health/ready")[0] == 503
+        health = json.loads(service.get("/health")[1])
+        assert (health["status"], health["dependencies"]["redis"]["status"]) == ("degraded", "down")
+        assert health["dependencies"]["redis"]["reason"]
+
+    def end(self, service: Service) -> None:
+        """Redis is there."""
+        until(lambda: service.get("/health/ready")[0] == 200)
+        service.wait("redis was found")
+        assert json.loads(service.get("/health")[1])["status"] == "healthy"
+        assert service.stop() == 0
+        assert not any("Traceback" in line for line in service.lines)
+
+    async def test_devices_are_admitted_and_it_is_ready_later(self, tmp_path: Path) -> None:
+        with Valkeys(tmp_path) as valkeys:
+            server = valkeys.server("late", "--save", "")
+            server.kill()
+            env = {**SECRETS, "DEVICE_JWT_SECRET": DEVICE_SECRET, "REDIS_URL": f"redis://127.0.0.1:{server.port}"}
+            with Service(tmp_path, env, workers=1) as service:
+                await asyncio.to_thread(self.begin, service, "cannot be reached: Connection refused")
+                client = await dial(service.port, device_token("lobby"))
+                await client.next("config")
+                ack = await client.heartbeat()
+                assert (ack["success"], ack["data"]["degraded"]) == (True, True)
+                server.start()
+                await asyncio.to_thread(until, lambda: server.tell("GET", "vz:{d:lobby}:status"))
+                await client.leave()
+                await asyncio.to_thread(self.end, service)
+                said = [each for each in service.records if each["event"] == "redis is not up"]
+                assert len(said) == 1, "an outage is one line a reason"
+
+    def test_a_replica_that_becomes_the_master(self, tmp_path: Path) -> None:
+        with Valkeys(tmp_path) as valkeys:
+            server = valkeys.server("replica", "--save", "")
+            server.tell("REPLICAOF", "127.0.0.1", 1)
+            with Service(tmp_path, {"REDIS_URL": f"redis://127.0.0.1:{server.port}"}, workers=1) as service:
+                self.begin(service, "it is a slave, not a master")
+                server.tell("REPLICAOF", "NO", "ONE")
+                self.end(service)
+
+    def test_sentinels_that_name_no_master_yet(self, tmp_path: Path) -> None:
+        with Valkeys(tmp_path) as valkeys:
+            guarded = valkeys.guarded(1)
+            url = guarded.url.replace("signage", "later")
+            with Service(tmp_path, {"REDIS_URL": url}, workers=1) as service:
+                self.begin(service, "No master found for 'later'")
+                guarded.sentinels[0].tell("SENTINEL", "MONITOR", "later", "127.0.0.1", guarded.master.port, 1)
+                self.end(service)
+
+    def test_a_cluster_with_a_slot_that_no_shard_has(self, tmp_path: Path) -> None:
+        with Valkeys(tmp_path) as valkeys:
+            cluster = valkeys.cluster(2)
+            cluster.masters[0].tell("CLUSTER", "DELSLOTS", 5)
+            with Service(tmp_path, {"REDIS_URL": cluster.url}, workers=1) as service:
+                service.start()
+                reason = service.wait("starting without redis")["reason"]
+                assert "nobody has 1 of its 16384 slots" in reason
+                cluster.masters[0].tell("CLUSTER", "ADDSLOTS", 5)
+                self.end(service)
+
+    def test_a_name_that_is_not_known_yet(self, tmp_path: Path) -> None:
+        with Service(tmp_path, {"REDIS_URL": "redis://redis.invalid"}, workers=1) as service:
+            self.begin(service, "Redis at redis://redis.invalid:6379/0 cannot be reached: ")
+            assert service.stop() == 0
+
+    def test_what_one_lacks_that_comes_later_is_logged_once(self, tmp_path: Path) -> None:
+        with Valkeys(tmp_path) as valkeys:
+            server = valkeys.server("poor", "--user", "me", "on", ">pw", "+@all", "~*", "resetchannels")
+            server.kill()
+            url = f"redis://me:pw@127.0.0.1:{server.port}"
+            with Service(tmp_path, {"REDIS_URL": url}, workers=1) as service:
+                self.begin(service, "Connection refused")
+                server.start()
+                assert "permission for channels vz:*" in service.wait("redis cannot be used")["reason"]
+                until(lambda: b'"degraded","latencyMs"' in service.get("/health")[1])
+                assert b'"reason":"denies commands: NOPERM, ' in service.get("/health")[1]
+                server.tell("ACL", "SETUSER", "me", "allchannels")
+                service.wait("redis was found")
+                assert len([each for each in service.records if each["event"] == "redis cannot be used"]) == 1
+                assert service.stop() == 0
 
 
 class TestCheckConfig:
@@ -101,6 +193,21 @@ class TestCheckConfig:
     def test_it_makes_nothing(self, tmp_path: Path) -> None:
         assert run(tmp_path, "check-config").returncode == 0
         assert list(tmp_path.iterdir()) == []
+
+    def test_it_names_what_redis_lacks(self, tmp_path: Path) -> None:
+        with Valkeys(tmp_path) as valkeys:
+            server = valkeys.server("poor", "--save", "")
+            server.tell("ACL", "SETUSER", "me", "on", ">opaque", "+@all", "~vz:*", "resetchannels")
+            env = {"REDIS_URL": f"redis://me:opaque@127.0.0.1:{server.port}"}
+            line = refused(run(tmp_path, "check-config", env=env), 78)
+            assert "permission for keys revoked_token:*, user_revoked:*, pwd_changed:*" in line
+            assert "permission for channels vz:*" in line
+            assert line == refused(run(tmp_path, "serve", "--port", "0", env=env), 78)
+            server.tell("ACL", "SETUSER", "me", "~*", "allchannels", "-info")
+            done = run(tmp_path, "check-config", env=env)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "# note: Redis at redis://127.0.0.1" in done.stdout
+            assert "denies INFO" in done.stdout
 
     def test_it_looks_for_redis_and_shows_no_password(self, tmp_path: Path) -> None:
         store = embedded.start(tmp_path / "redis")
