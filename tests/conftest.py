@@ -1,5 +1,6 @@
-"""A real store for the tests that need one."""
+"""A real store for the tests that need one; and SIGINT as a terminal gives it to the processes that tests start."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,11 @@ from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
 from vizora_rt.net.link import Address, ask
 from vizora_rt.wire.resp import pack
+
+# A shell that runs the tests in the background has them ignore SIGINT, which is inherited (execve(2)): then
+# no test can send Ctrl-C to a process of its own.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ PACKAGE = "vizora_rt"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Lowest first. A module imports from lower layers, and from its own as long as no circle closes.
-    ("errors", "secret_strength"),
+    ("early", "errors", "cpus", "secret_strength"),
     ("config",),
     ("wire.http", "wire.frames", "wire.proxy", "wire.resp", "wire.messages", "wire.payloads", "wire.times"),
     ("wire.session", "wire.socketio", "wire.bodies"),
@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("metrics", "build", "device_series", "exposition", "credentials", "scrub", "lines", "report"),
     ("net.*",),
     ("worker",),
-    ("process", "scrape", "supervisor"),
+    ("orphans", "process", "scrape", "supervisor"),
     ("ops", "ops.*"),
     ("shell.*",),
     ("cli",),

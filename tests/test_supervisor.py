@@ -264,7 +264,7 @@ class TestReload:
             ("os._exit(3)", None),
             (
                 "import vizora_rt.net.channel as c; c.VERSION = 99",
-                "its worker protocol is version 99, the running one 1: restart instead",
+                "its worker protocol is version 99, the running one 2: restart instead",
             ),
         ],
     )

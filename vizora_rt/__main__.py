@@ -1,5 +1,13 @@
-"""`python -m vizora_rt`: the same as the command `vizora-rt`."""
+"""`python -m vizora_rt`, and the command `vizora-rt`. `early` is imported first: it obeys signals while the rest is."""
 
-from vizora_rt.cli import main
+from vizora_rt import early
+from vizora_rt.cli import main as command
 
-main()
+
+def main() -> None:
+    early.imported()
+    command()
+
+
+if __name__ == "__main__":
+    main()

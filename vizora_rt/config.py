@@ -22,7 +22,7 @@ import dotenv
 import msgspec
 from msgspec import Meta, Struct
 
-from vizora_rt import secret_strength
+from vizora_rt import cpus, secret_strength
 from vizora_rt.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -175,8 +175,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def workers(self) -> int:
-        """How many workers to start: as configured, else one per core that this process may use."""
-        return self.server.workers or len(os.sched_getaffinity(0))
+        """How many workers to start: as configured, else one per core that this process may use (cpus.py)."""
+        return self.server.workers or cpus.available()
 
     @property
     def max_connections(self) -> int:

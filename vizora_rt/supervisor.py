@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,7 @@ from vizora_rt.net.embedded import STOP_SECONDS
 from vizora_rt.net.keeper import Keeper
 from vizora_rt.net.listen import bind
 from vizora_rt.net.notify import Notifier
+from vizora_rt.orphans import Orphans
 from vizora_rt.process import Process
 from vizora_rt.scrape import Scrapes
 
@@ -89,6 +90,7 @@ class Supervisor:
         self.listening = asyncio.Event()
         """Set once all workers accept, on `port`."""
         self._stopping = False
+        self._stop_asked = asyncio.Event()
         self._fatal: StartupError | None = None
         self._boot_failures: deque[float] = deque(maxlen=BOOT_FAILURES)
         self._store = Keeper()
@@ -97,13 +99,14 @@ class Supervisor:
         self._started = self._ticked = self._fed = self._expired = self._loop.time()
         self._tick_handle: asyncio.TimerHandle | None = None
         self._status = ""
+        self._orphans = Orphans()
         totals = Totals(settings.metrics, VERSION, build.commit(settings.sentry.release))
         self._scrapes = Scrapes(totals, self)
 
     async def run(self) -> None:
         """Returns when the service was stopped; raises StartupError when it could not start or go on."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._post, self._stop)
+            self._loop.add_signal_handler(number, self._on_stop_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self._post, self._reload)
         self._loop.set_exception_handler(report.on_loop_exception)
         try:
@@ -120,6 +123,10 @@ class Supervisor:
         if self._fatal is not None:
             raise self._fatal
 
+    def _on_stop_signal(self) -> None:
+        self._stop_asked.set()
+        self._post(self._stop)
+
     def _post(self, handler: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         self._events.put_nowait(partial(handler, *arguments))
 
@@ -134,7 +141,8 @@ class Supervisor:
         self._slots = [Slot(index, listening) for index, listening in enumerate(sockets)]
         self.port = sockets[0].getsockname()[1]
         self._node = f"{socket.gethostname()}-{self.port}-{secrets.token_hex(3)}"
-        await self._open_store()
+        if not await self._unless_stopped(self._open_store()):
+            return
         for listening in sockets:
             listening.listen(server.backlog)
         self._tick()
@@ -145,6 +153,20 @@ class Supervisor:
         """Say what in the configuration is hardly meant. In development nothing is."""
         for doubt in () if self._config.development else config.doubts(self._config):
             log.warning("doubtful configuration", doubt=doubt)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do `work`, which may raise StartupError. False: the service was told to stop meanwhile."""
+        opening, asked = self._loop.create_task(work), self._loop.create_task(self._stop_asked.wait())
+        await asyncio.wait([opening, asked], return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            # A store may load its data for minutes, and a Redis be slow to answer. A thread cannot be cancelled.
+            self._store.abandon()
+            await asyncio.wait([opening])
+            opening.exception()
+            return False
+        asked.cancel()
+        opening.result()
+        return True
 
     async def _open_store(self) -> None:
         """Raises StartupError. A Redis that is away is waited for while workers serve without it."""
@@ -425,6 +447,8 @@ class Supervisor:
             process.beat = min(now, process.beat + slept)
             process.deadline += slept
             self._check(process, now)
+        if os.getpid() == 1:
+            self._orphans.reap({process.pid for process in self._processes} | {self._store.pid}, now)
         self._feed(now)
         if now - self._expired > EXPIRE_SECONDS:
             self._expired = now

@@ -8,12 +8,15 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.service import PATIENCE, until
 from vizora_rt.errors import UnavailableError
 from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded, runtime_directory, start
@@ -406,8 +409,8 @@ class TestRuntimeDirectory:
         assert Path(Address.parse(store.url).path).parent.parent == Path("/tmp")
         probe(store.url, 5.0)
 
-    @pytest.mark.parametrize("trick", ["link", "file", "open", "dangling"])
-    def test_what_somebody_put_there_before_is_refused(self, tmp_path: Path, trick: str, begin: Begin) -> None:
+    @pytest.mark.parametrize("trick", ["link", "file", "open", "dangling", "another user's"])
+    def test_what_somebody_put_there_before_is_left_alone(self, tmp_path: Path, trick: str, begin: Begin) -> None:
         state = tmp_path / "state"
         path = runtime_directory(state, {})
         path.rmdir()
@@ -422,13 +425,70 @@ class TestRuntimeDirectory:
             case "open":
                 path.mkdir()
                 path.chmod(0o755)
+            case "another user's":
+                if os.geteuid() != 0:
+                    pytest.skip("takes root to make another user's directory")
+                path.mkdir(mode=0o700)
+                os.chown(path, 65534, 65534)
+        before = path.lstat()
         try:
-            with pytest.raises(UnavailableError) as raised:
-                start(state)
-            assert one_line(raised) == f"{path} is not a directory with mode 0700 of user {os.geteuid()}: remove it"
+            store = begin(state)
+            taken = Path(Address.parse(store.url).path).parent
+            found = taken.lstat()
+            assert (taken != path, found.st_uid, found.st_mode & 0o777) == (True, os.geteuid(), 0o700)
+            probe(embedded.running(state), 5.0)
+            store.stop()
+            assert not taken.exists()
+            assert path.lstat() == before
+            assert trick != "link" or not list((tmp_path / "theirs").iterdir())
         finally:
-            if trick == "open":
+            if path.is_dir() and not path.is_symlink():
                 path.rmdir()
             else:
                 path.unlink()
         begin(state).stop()
+
+    def test_the_other_directory_is_taken_again(self, tmp_path: Path, state_dir: Path, supervisor: Run) -> None:
+        """A supervisor is killed, and its store too: the next one leaves no directory more."""
+        path = runtime_directory(state_dir.resolve(), dict(os.environ))
+        path.chmod(0o755)
+        try:
+            places = []
+            for _ in range(2):
+                process, pid, url = supervisor()
+                places.append(Path(Address.parse(url).path).parent)
+                process.kill()
+                process.wait()
+                os.kill(pid, signal.SIGKILL)
+            assert places[0] == places[1] != path
+        finally:
+            path.rmdir()
+            shutil.rmtree(places[0])
+
+    @pytest.mark.parametrize(("mode", "taken"), [(0o777, False), (0o1777, True), (0o770, False), (0o755, True)])
+    def test_a_base_in_which_others_may_rename_is_passed_over(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, taken: bool
+    ) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a").chmod(mode)
+        monkeypatch.chdir(tmp_path)
+        short = Path("/proc/self/cwd/a")
+        path = runtime_directory(tmp_path / "state", {"XDG_RUNTIME_DIR": str(short)})
+        path.rmdir()
+        assert (path.parent == short) is taken
+
+    def test_a_start_that_nobody_wants_any_more_ends(self, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A Valkey that never answers stands for one that loads its data for minutes."""
+        silent = state_dir.parent / "silent"
+        silent.write_text("#!/bin/sh\nexec sleep 3600\n")
+        silent.chmod(0o755)
+        monkeypatch.setattr(embedded, "binary", lambda: silent)
+        abandoned = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(start, state_dir, abandoned)
+            until((state_dir / "store/socket").is_symlink)
+            abandoned.set()
+            with pytest.raises(UnavailableError, match="told to stop before it was up"):
+                starting.result(PATIENCE)
+        monkeypatch.undo()
+        start(state_dir).stop()

@@ -17,6 +17,8 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,8 @@ SOCKET_BYTES = 90
 """Of a socket's path. sun_path has 104 bytes on some systems and 108 on others, and Valkey adds a suffix of its own
 while it opens the socket."""
 
+SOCKET = "store.sock"
+SHARED = "/tmp"  # noqa: S108 - a directory in it is made private, or another one is
 LOG = "valkey.log"
 LOG_BYTES = 10 * 1024 * 1024
 """A log of this size is put aside at the next start, in place of the one put aside before."""
@@ -51,13 +55,25 @@ log = report.logger("embedded")
 class Embedded:
     """A Valkey that runs for this process. Made by `start`."""
 
-    __slots__ = ("_address", "_child", "_directory", "_lock", "_pidfd", "_quiet", "_runtime", "pid", "url")
+    __slots__ = (
+        "_abandoned",
+        "_address",
+        "_child",
+        "_directory",
+        "_lock",
+        "_pidfd",
+        "_quiet",
+        "_runtime",
+        "pid",
+        "url",
+    )
 
-    def __init__(self, directory: Path, runtime: Path, lock: int) -> None:
+    def __init__(self, directory: Path, runtime: Path, lock: int, abandoned: threading.Event) -> None:
+        self._abandoned = abandoned
         self._directory = directory
         self._runtime = runtime
         self._lock = lock
-        self._address = link.Address(path=str(runtime / "store.sock"))
+        self._address = link.Address(path=str(runtime / SOCKET))
         self._child: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._quiet = Quiet()
@@ -87,7 +103,7 @@ class Embedded:
         self._end(timeout)
         with contextlib.suppress(OSError):
             (self._directory / "socket").unlink(missing_ok=True)
-            (self._runtime / "store.sock").unlink(missing_ok=True)
+            (self._runtime / SOCKET).unlink(missing_ok=True)
             self._runtime.rmdir()
         os.close(self._lock)
         self._lock = -1
@@ -120,7 +136,7 @@ class Embedded:
                 log.warning("embedded store does not answer; ending it", pid=self.pid)
                 self._end(STOP_SECONDS)
                 deadline = time.monotonic() + ADOPT_SECONDS
-            time.sleep(POLL_SECONDS)
+            self._pause()
         os.close(free)
         return False
 
@@ -187,7 +203,7 @@ class Embedded:
                 deadline = time.monotonic() + START_SECONDS
             elif time.monotonic() > deadline:
                 raise UnavailableError(f"the embedded store does not answer: {_last_line(logfile)} (see {logfile})")
-            time.sleep(POLL_SECONDS)
+            self._pause()
 
     def _watch(self, pid: int) -> None:
         if self._pidfd >= 0:
@@ -216,6 +232,11 @@ class Embedded:
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(timeout * 1000))
 
+    def _pause(self) -> None:
+        """Between two looks at what is waited for. Raises UnavailableError when nobody wants it any more."""
+        if self._abandoned.wait(POLL_SECONDS):
+            raise UnavailableError(f"embedded store in {self._directory}: told to stop before it was up")
+
     def _try_lock(self) -> int:
         return locked(self._directory / "lock")
 
@@ -225,12 +246,13 @@ class Embedded:
         while (lock := self._try_lock()) < 0:
             if time.monotonic() > deadline:
                 raise UnavailableError(f"another Valkey runs on {self._directory}")
-            time.sleep(POLL_SECONDS)
+            self._pause()
         return lock
 
 
-def start(state_dir: Path) -> Embedded:
-    """Start or adopt the store of `state_dir`. Raises UnavailableError with one line."""
+def start(state_dir: Path, abandoned: threading.Event | None = None) -> Embedded:
+    """Start or adopt the store of `state_dir`. Raises UnavailableError with one line, also when `abandoned` is set
+    before the store is up: it may load its data for minutes."""
     # As Valkey tells it and /proc shows it.
     state_dir = state_dir.resolve()
     directory = state_dir / "store"
@@ -244,7 +266,8 @@ def start(state_dir: Path) -> Embedded:
         try:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-            embedded = Embedded(directory, runtime_directory(state_dir, dict(os.environ)), lock)
+            runtime = runtime_directory(state_dir, dict(os.environ))
+            embedded = Embedded(directory, runtime, lock, abandoned or threading.Event())
         except BaseException:
             os.close(lock)
             raise
@@ -264,21 +287,57 @@ def running(state_dir: Path) -> str:
 
 
 def runtime_directory(state_dir: Path, environ: dict[str, str]) -> Path:
-    """A private directory with a short name for the socket of `state_dir`, made if need be."""
+    """A private directory with a short name for the socket of `state_dir`, made if need be.
+
+    What another user has made beforehand under the name is left alone, and another directory is taken: the owner of a
+    directory can put a socket of their own in the place of the store's, and gets what the service writes.
+    """
     digest = hashlib.blake2b(os.fsencode(state_dir), digest_size=6).hexdigest()
     name = f"vizora-{os.geteuid()}-{digest}"
-    path = Path("/tmp", name)  # noqa: S108 - below, the directory is made private or refused
-    for base in (environ.get("RUNTIME_DIRECTORY", "").split(":")[0], environ.get("XDG_RUNTIME_DIR", "")):
-        if base and os.access(base, os.W_OK) and len(os.fsencode(f"{base}/{name}/store.sock")) <= SOCKET_BYTES:
-            path = Path(base, name)
-            break
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    # In /tmp anybody may have made it before us: as a link, or to look inside.
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise UnavailableError(f"{path} is not a directory with mode 0700 of user {os.geteuid()}: remove it")
+    bases = (environ.get("RUNTIME_DIRECTORY", "").split(":")[0], environ.get("XDG_RUNTIME_DIR", ""), SHARED)
+    paths = [path for base in bases if base and _safe(base) and _fits(path := Path(base, name))]
+    for path in paths:
+        if _private(path, make=True):
+            return path
+        log.warning("runtime directory not used: it is another user's, or open to others", path=str(path))
+    # The one that the store had last time, should it have been none of these.
+    left = _left_behind(state_dir / "store")
+    if left is not None and Path(left.path).name == SOCKET and _private(Path(left.path).parent, make=False):
+        return Path(left.path).parent
+    try:
+        path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=SHARED))
+    except OSError:
+        path = state_dir / "run"
+        if not _fits(path) or not _private(path, make=True):
+            raise UnavailableError(f"no private directory for a socket: {', '.join(map(str, paths))}, {path}") from None
+    log.info("runtime directory made", path=str(path))
     return path
+
+
+def _fits(path: Path) -> bool:
+    return len(os.fsencode(path / SOCKET)) <= SOCKET_BYTES
+
+
+def _safe(base: str) -> bool:
+    """Whether a directory that this user makes in `base` stays where it is: nobody else may rename it."""
+    try:
+        found = Path(base).stat()
+    except OSError:
+        return False
+    open_to_others = bool(found.st_mode & 0o022) and not found.st_mode & stat.S_ISVTX
+    return found.st_uid in (0, os.geteuid()) and not open_to_others and os.access(base, os.W_OK | os.X_OK)
+
+
+def _private(path: Path, make: bool) -> bool:
+    """Whether it is a directory, no link, that this user alone may enter. Made first, if `make`."""
+    try:
+        if make:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
 @contextlib.contextmanager

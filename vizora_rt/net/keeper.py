@@ -5,6 +5,7 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 from vizora_rt import report
@@ -30,6 +31,7 @@ class Keeper:
         self._started = self._loop.time()
         self._stopping = False
         self._quiet = Quiet()
+        self._abandoned = threading.Event()
 
     @property
     def url(self) -> str:
@@ -41,11 +43,16 @@ class Keeper:
 
     async def start(self, state_dir: Path) -> None:
         """Start or adopt the store of `state_dir`. Raises UnavailableError."""
-        self._store = await asyncio.to_thread(embedded.start, state_dir)
+        self._store = await asyncio.to_thread(embedded.start, state_dir, self._abandoned)
         self._watch(self._store)
+
+    def abandon(self) -> None:
+        """The service is told to stop: a `start` that is under way ends with UnavailableError."""
+        self._abandoned.set()
 
     async def stop(self) -> None:
         self._stopping = True
+        self.abandon()
         self._unwatch()
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -85,6 +92,8 @@ class Keeper:
             try:
                 await asyncio.to_thread(self._store.restart)
             except StartupError as error:
+                if self._abandoned.is_set():
+                    return
                 if self._quiet.may_say("failed"):
                     left_out = self._quiet.left_out("failed")
                     log.error("embedded store does not start", error=str(error), left_out=left_out)

@@ -37,7 +37,9 @@ SECRET_KEYS = re.compile(r"secret|token|dsn")
     "--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 for any free one [default: server.port]."
 )
 @click.option(
-    "--workers", type=click.IntRange(0), help="Worker processes; 0 for one per core [default: server.workers]."
+    "--workers",
+    type=click.IntRange(0),
+    help="Worker processes; 0 for one per core that it may use [default: server.workers].",
 )
 def serve(file: Path | None, host: str | None, port: int | None, workers: int | None) -> None:
     """Run the service until SIGTERM or Ctrl-C. SIGHUP reloads the configuration.
