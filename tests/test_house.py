@@ -16,7 +16,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Lowest first. A module imports from lower layers, and from its own as long as no circle closes.
     ("early", "errors", "cpus", "secret_strength"),
     ("config",),
-    ("wire.http", "wire.frames", "wire.proxy", "wire.resp", "wire.messages", "wire.payloads", "wire.times"),
+    (
+        "wire.http",
+        "wire.frames",
+        "wire.proxy",
+        "wire.resp",
+        "wire.messages",
+        "wire.payloads",
+        "wire.times",
+        "wire.printable",
+    ),
     ("wire.session", "wire.socketio", "wire.bodies"),
     ("app.*",),
     ("metrics", "build", "device_series", "exposition", "credentials", "scrub", "lines", "report"),
@@ -84,6 +93,7 @@ WHOLE_SYSTEM = {
 
 UNMEASURED = {
     "app.events": "two constants and a tuple",
+    "wire.printable": "what people read, on cold paths only",
     "app.play_script": "runs in Redis; the scenario `plays` measures it there",
 }
 """Modules of `wire` and `app` without a micro-benchmark, and why they need none."""

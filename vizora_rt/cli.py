@@ -12,6 +12,7 @@ import click
 from vizora_rt.errors import StartupError
 from vizora_rt.shell import devices, operations, readers, service, tokens
 from vizora_rt.supervisor import VERSION
+from vizora_rt.wire import printable
 
 INTERRUPTED = 130
 """What a shell says of a command that Ctrl-C ended: 128 + SIGINT."""
@@ -36,7 +37,7 @@ def main() -> Never:
     try:
         command(prog_name="vizora-rt", standalone_mode=False)
     except StartupError as error:
-        click.echo(f"vizora-rt: {' '.join(str(error).split())}", err=True)
+        click.echo(f"vizora-rt: {printable.escaped(' '.join(str(error).split()))}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

@@ -16,6 +16,7 @@ from typing import Any, Final
 from vizora_rt.app.limits import Window
 from vizora_rt.config import Config
 from vizora_rt.scrub import bounded, clean
+from vizora_rt.wire import printable
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 
@@ -25,8 +26,6 @@ PER_MINUTE: Final = 10
 """Lines of one kind that peers can cause. A traceback has up to 32 KiB: 450 MB a day is what one fault may take."""
 MAX_KINDS: Final = 256
 """Kinds that are told apart in a minute: they come from code, a few dozen."""
-
-CONTROLS = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 
 class Settings:
@@ -97,7 +96,7 @@ def _console(record: dict[str, Any]) -> str:
     time, level, name, event = (record.pop(key) for key in ("time", "level", "logger", "event"))
     fields = " ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in record.items())
     head = f"{time[11:23]} {level.upper():7} {name:10} {event}  {fields}".rstrip()
-    return "\n    ".join(line.translate(CONTROLS) for line in (head, *lines))
+    return "\n    ".join(printable.escaped(line) for line in (head, *lines))
 
 
 class _Bridge(logging.Handler):

@@ -10,6 +10,7 @@ from vizora_rt.app.handlers import Handlers, Outcome
 from vizora_rt.app.state import Device, State
 from vizora_rt.config import Player
 from vizora_rt.errors import INVALID_PAYLOAD
+from vizora_rt.wire import messages
 from vizora_rt.wire.messages import json_struct
 from vizora_rt.wire.payloads import Content, DeviceMetrics, Heartbeat, Repaired, validate
 
@@ -124,6 +125,19 @@ def test_online_stays_since_when_it_was() -> None:
     room = Room()
     room.beat()
     assert (room.device.status, room.device.reason, room.device.since) == ("online", "connected", NOW - 60_000)
+
+
+def test_it_tells_how_far_the_clock_is_behind() -> None:
+    room = Room()
+    told = []
+    for data in ({"uptime": 1}, {"sentAt": NOW - 5000}, {"uptime": 2}, {"sentAt": messages.iso(NOW + 3000)}):
+        room.beat(data)
+        told.append(room.device.clock_ms)
+    assert told == [None, 5000, 5000, -3000]
+    # When it was sent is no state of the device.
+    assert room.device.heartbeat == Heartbeat()
+    room.beat({"sentAt": "soon"})
+    assert room.device.clock_ms is None
 
 
 class TestReconcile:

@@ -271,6 +271,10 @@ async def test_one_shard_away(tmp_path: Path, make: Make) -> None:
         assert bench.told[-1] == "up"
         assert store.takes(key[2])
         assert await store.request("set", pack("SET", key[2], 1)) == b"OK"
+        assert all(map(store.stores, key.values()))
+        servers.masters[0].tell("CONFIG", "SET", "maxmemory", "1")
+        assert isinstance(await store.request("set", pack("SET", key[0], 1)), ReplyError)
+        assert [store.stores(key[index]) for index in range(3)] == [False, True, True]
 
 
 def from_now(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -79,7 +79,7 @@ class TestCommand:
                 {"command.payload": f"expected at most {MAX_PAYLOAD} bytes"},
             ),
             ({"ttl": 31 * 86_400}, {"command.ttl": "expected int <= 2592000"}),
-            ({"type": "explode"}, {"command.type": "invalid enum value 'explode'"}),
+            ({"type": "explode"}, {"command.type": f"expected one of {', '.join(TYPES)}"}),
             (
                 {"type": "screenshot", "payload": {"requestId": "a b"}},
                 {"command.payload.requestId": "expected an id"},

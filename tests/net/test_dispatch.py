@@ -4,12 +4,15 @@ import json
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.net.peers import Client, Node, Wire, device_token, dial, dial_device, frame, until, upgrade, user_token
 from vizora_rt.app.handlers import Event
+from vizora_rt.net import embedded, refusals
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -243,6 +246,30 @@ def empty(node: Node, device: str) -> None:
 
 def waits(node: Node) -> int:
     return node.counter("limits_exceeded_total", "messages_per_minute")
+
+
+class TestDegraded:
+    """A heartbeat is acked from memory; that it will not be stored, its ack says."""
+
+    @pytest.mark.parametrize(("name", "value", "well"), [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")])
+    async def test_while_redis_takes_no_writes(
+        self, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, well: str
+    ) -> None:
+        store = embedded.start(tmp_path)
+        own = redis.Redis.from_url(store.url)
+        node = await opened(store.url)
+        client = await dial_device(node.port, "screen-1")
+        assert "degraded" not in (await client.heartbeat())["data"]
+        own.config_set(name, value)
+        while "degraded" not in (body := (await client.heartbeat())["data"]):
+            await until(lambda: node.store.full)  # the last one was acked before its write was turned down
+        assert body["degraded"] is True
+        own.config_set(name, well)
+        monkeypatch.setattr(refusals, "FULL_SECONDS", 0.3)
+        await until(lambda: not node.store.full)
+        assert "degraded" not in (await client.heartbeat())["data"]
+        own.close()
+        store.stop()
 
 
 class TestRate:

@@ -136,7 +136,7 @@ class TestExport:
         assert start == {
             "play_id": "lobby:b:1", "phase": "start", "device_id": "lobby", "organization_id": "acme",
             "content_id": "spot", "playlist_id": None, "client_time": NOW - 5, "server_time": NOW, "offset_ms": 5,
-            "duration": None, "completion": None,
+            "duration": None, "completion": None, "clock_ms": None, "late_ms": None, "client_text": None,
         }  # fmt: skip
         assert (end["playlist_id"], end["duration"], end["completion"], end["client_time"]) == ("p", 2.5, 99.5, None)
 
@@ -145,7 +145,7 @@ class TestExport:
         redis.add(redis.play(1, content_id=odd))
         rows = list(csv.reader(io.StringIO(redis.run("plays", "export", "--format", "csv").decode())))
         assert tuple(rows[0]) == records.PLAYS.columns
-        assert rows[1] == ["lobby:b:1", "end", "lobby", "acme", odd, "", str(NOW - 5), str(NOW), "5", "2.5", ""]
+        assert rows[1] == ["lobby:b:1", "end", "lobby", "acme", odd, "", str(NOW - 5), str(NOW), "5", "2.5", *[""] * 4]
 
     def test_partitions_are_merged_by_time(self, redis: Redis) -> None:
         """More than a page of one partition, few of the others."""
@@ -212,14 +212,26 @@ class TestFold:
             redis.play(1, "end", 30, completion="100"),
             redis.play(3, "end", 40),
         )
-        both, end, start = redis.lines("plays", "export", "--fold")
+        both, start, end = redis.lines("plays", "export", "--fold")
         assert both == {
             "play_id": "lobby:b:1", "phase": "both", "device_id": "lobby", "organization_id": "acme",
             "content_id": "spot", "playlist_id": "p", "started": NOW - 5, "ended": NOW + 25, "server_time": NOW + 30,
-            "offset_ms": 5, "duration": 2.5, "completion": 100,
+            "offset_ms": 5, "duration": 2.5, "completion": 100, "clock_ms": None, "late_ms": None, "client_text": None,
         }  # fmt: skip
         assert (end["phase"], end["started"], end["ended"]) == ("end", None, NOW + 35)
         assert (start["phase"], start["started"], start["ended"]) == ("start", NOW - 4, None)
+
+    def test_one_line_a_play_whatever_comes_first(self, redis: Redis) -> None:
+        """Of three partitions, over several pages, hours apart."""
+        for late in (False, True):
+            for number in range(2 * PAGE):
+                phase = "end" if bool(number % 3) is not late else "start"
+                at = number + late * 3 * 3_600_000
+                device = ("lobby", "bar", "hall")[number % 3]
+                redis.add(redis.play(number, phase, at, device=device, first=int(not late)))
+        lines = redis.lines("plays", "export", "--fold")
+        assert len(set(ids(lines))) == len(lines) == 2 * PAGE
+        assert {line["phase"] for line in lines} == {"both"}
 
     def test_of_a_group_a_young_start_waits_for_the_next_export(self, redis: Redis) -> None:
         at = int(time.time() * 1000) - NOW

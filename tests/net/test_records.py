@@ -1,6 +1,9 @@
 """Entries as lines. Those of real streams are in test_readers."""
 
+import csv
+import io
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -46,10 +49,48 @@ class TestFold:
         assert tuple(record) == PLAYS.folded
         assert (record["phase"], record["started"], record["ended"], record["playlist_id"]) == ("both", 1, 9, "p")
 
+    def test_an_end_waits_for_its_start_as_well(self) -> None:
+        fold = Fold(wait=100)
+        end, start = entry(1, "end", client_time="9", first="1"), entry(1, playlist_id="p", first="0")
+        assert list(fold.feed([end], 1)) == []
+        ((record, parts),) = fold.feed([start], 2)
+        assert parts == [end, start]
+        assert (record["phase"], record["started"], record["ended"], record["playlist_id"]) == ("both", 1, 9, "p")
+        assert fold.held == {}
+
     def test_an_end_without_a_start_goes_alone(self) -> None:
-        end = entry(1, "end")
-        ((record, parts),) = Fold(wait=100).feed([end], 1)
+        end = entry(1, "end", first="1")
+        fold = Fold(wait=100)
+        assert list(fold.feed([end], 100)) == []
+        ((record, parts),) = fold.feed([], 101)
         assert (record["phase"], record["started"], record["ended"], parts) == ("end", None, 1, [end])
+
+    def test_one_whose_other_phase_went_before_does_not_wait(self) -> None:
+        end = entry(1, "end", first="0")
+        ((record, parts),) = Fold(wait=100).feed([end], 1)
+        assert (record["phase"], parts) == ("end", [end])
+
+    def test_the_same_phase_again_is_acknowledged_with_it(self) -> None:
+        fold = Fold(wait=100)
+        start, again, end = entry(1), entry(1), entry(1, "end")
+        assert list(fold.feed([start, again], 1)) == []
+        ((record, parts),) = fold.feed([end], 2)
+        assert (record["phase"], parts) == ("both", [start, again, end])
+
+    def test_in_whatever_order_and_batches(self) -> None:
+        """Each play is one line."""
+        entries = [entry(number, phase) for number in range(300) for phase in ("start", "end")]
+        random.Random(1).shuffle(entries)
+        fold, lines = Fold(wait=10_000), []
+        for at in range(0, len(entries), 7):
+            lines += [record for record, _ in fold.feed(entries[at : at + 7], 0)]
+        assert sorted(line["play_id"] for line in lines) == sorted(f"p{number}" for number in range(300))
+        assert {line["phase"] for line in lines} == {"both"}
+
+    def test_what_the_start_alone_knows(self) -> None:
+        start = entry(1, duration="3", client_text="noon", client_time="")
+        ((record, _),) = Fold(wait=100).feed([start, entry(1, "end", client_time="9")], 2)
+        assert (record["duration"], record["client_text"], record["started"], record["ended"]) == (3, "noon", None, 9)
 
     def test_starts_that_wait_too_long_go_alone(self) -> None:
         fold = Fold(wait=100)
@@ -82,3 +123,38 @@ def test_output(tmp_path: Path, kind: Kind, form: Format, lines: list[str]) -> N
             output.write(record)
             output.flush()
     assert file.read_text().splitlines() == [*lines, lines[-1]]
+
+
+BAD = [
+    "=cmd|' /C calc'!A0",
+    "+1",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    " =1",
+    "\uff1d1",
+    "a\x1b[2Jb",
+    "a\x9bb",
+    "a\u202eb",
+    "a\x7fb",
+    "a;=1",
+]
+
+
+@pytest.mark.parametrize("text", BAD)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_what_a_device_chose_is_harmless(tmp_path: Path, form: Format, text: str) -> None:
+    record = PLAYS.record(entry(1, content_id=text, offset_ms="-5", client_text=text))
+    with (tmp_path / "out").open("wb") as stream:
+        output = Output(stream, PLAYS.columns, form)
+        output.write(record)
+        output.flush()
+    line = (tmp_path / "out").read_text("utf-8").splitlines()[-1]
+    assert all(character.isprintable() for character in line)
+    if form == "jsonl":
+        assert json.loads(line)["content_id"] == text
+    else:
+        row = dict(zip(PLAYS.columns, next(csv.reader(io.StringIO(line))), strict=True))
+        assert row["content_id"] == row["client_text"]
+        assert not row["content_id"].lstrip().startswith(("=", "+", "-", "@", "\uff1d"))
+        assert row["offset_ms"] == "-5"

@@ -25,6 +25,18 @@ class TestDevice:
         for command in (("show", "lobby"), ("erase", "lobby", "--yes")):
             assert refused(run(tmp_path, "device", *command, env=env), 1) == "lobby: no such device"
 
+    def test_what_devices_say_of_themselves_moves_no_terminal(self, tmp_path: Path, redis_url: str) -> None:
+        odd = "\x1b]0;title\x07\x9b2J\u202ename\x7f"
+        status = json.dumps({"status": "offline", "organizationId": "acme", "appVersion": odd}, ensure_ascii=False)
+        client = redis.Redis.from_url(redis_url)
+        client.set("vz:{d:lobby}:status", status)
+        client.zadd("vz:{o:acme}:devices", {"lobby": 1})
+        client.close()
+        for arguments in (("show", "lobby"), ("list", "--org", "acme")):
+            out = run(tmp_path, "device", *arguments, env={"REDIS_URL": redis_url}).stdout
+            assert out.removesuffix("\n").isprintable()
+            assert json.loads(out)["appVersion"] == odd
+
     @pytest.mark.parametrize(
         ("arguments", "fields"),
         [

@@ -1,6 +1,6 @@
 """The bodies of the control API: what fits, and what is said of what does not."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -142,7 +142,7 @@ def test_no_object(data: object) -> None:
         (bodies.DeviceCommand, {"deviceId": "{a}", "command": COMMAND}, {"deviceId": ID_RULE}),
         (bodies.DeviceCommand, {"deviceId": "a\u200b", "command": COMMAND}, {"deviceId": ID_RULE}),
         (bodies.DeviceCommand, {"deviceId": "x" * 129, "command": COMMAND}, {"deviceId": ID_RULE}),
-        (bodies.Command, {"type": "explode"}, {"type": "invalid enum value 'explode'"}),
+        (bodies.Command, {"type": "explode"}, {"type": f"expected one of {', '.join(get_args(bodies.Type))}"}),
         (bodies.Command, {"type": "pause", "ttl": 0}, {"ttl": "expected int >= 1"}),
         (bodies.Command, {"type": "pause", "ttl": 2_592_001}, {"ttl": "expected int <= 2592000"}),
         (bodies.Command, {"type": "pause", "ttl": "60"}, {"ttl": "expected int | null, got str"}),
@@ -165,7 +165,7 @@ def test_no_object(data: object) -> None:
         (
             bodies.Entitlement,
             {"organizationId": "o", "state": "gone"},
-            {"state": "invalid enum value 'gone'"},
+            {"state": "expected one of suspended, resumed"},
         ),
         (bodies.Revocation, {"deviceId": "d", "reason": "x" * 257}, {"reason": "expected str of length <= 256"}),
         (bodies.TokenRefresh, {"deviceId": "d", "token": "a b"}, {"token": TOKEN_RULE}),

@@ -1,12 +1,12 @@
 """Schemas against every wrong type, and against noise."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from tests.wire.noise import SCHEMAS, Batch, Phase, Play, any_json, json_text, names_of
 from vizora_rt.wire import messages, payloads
@@ -286,3 +286,26 @@ def check(schema: type[Struct], data: Any) -> None:
         assert again == Repaired(result, 0, 0)
     assert type(result) is schema
     assert validate(schema, messages.loads(json_struct(result))) == result
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (payloads.Phase, ("start", "end")),
+        (payloads.Phase | None, ("start", "end")),
+        (Annotated[payloads.Phase, Meta(description="x")], ("start", "end")),
+        (str, ()),
+        (list[payloads.Phase], ()),
+        (payloads.Sent | None, ()),
+    ],
+)
+def test_words(kind: Any, words: tuple[str, ...]) -> None:
+    assert payloads.words(kind) == words
+
+
+@pytest.mark.parametrize("value", ["begin", 5, ["start"]])
+def test_a_choice_says_what_it_takes(value: Any) -> None:
+    class Chosen(Struct, forbid_unknown_fields=True):
+        phase: payloads.Phase
+
+    assert payloads.validate(Chosen, {"phase": value}) == Invalid({"phase": "expected one of start, end"})

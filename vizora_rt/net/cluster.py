@@ -99,6 +99,10 @@ class Cluster(Store):
     def takes(self, key: bytes) -> bool:
         return self._table[slot(key)].up
 
+    def stores(self, key: bytes) -> bool:
+        taker = self._table[slot(key)]
+        return taker.up and not (isinstance(taker, Shard) and taker.full)
+
     def place(self, key: bytes) -> Address | None:
         taker = self._table[slot(key)]
         return taker.address if isinstance(taker, Shard) else taker.target.address if isinstance(taker, Hold) else None

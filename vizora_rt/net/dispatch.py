@@ -117,6 +117,8 @@ class Dispatcher:
         self._play_cost = limits.messages_per_minute / limits.plays_per_minute if limits.plays_per_minute else 0.0
         self._over_rate: Cell = metrics.counter("limits_exceeded_total", "messages_per_minute")
         self._traced = report.message_share()
+        self._full_at = 0
+        self._is_full = False
 
     def message(self, connection: Connection, payload: str | bytes) -> None:
         """Validate, handle, answer, count."""
@@ -157,7 +159,8 @@ class Dispatcher:
             fields = fields.payload
         clock = self.clock
         try:
-            outcome = counted.event.handler(device, fields, clock.now())
+            now = clock.now()
+            outcome = counted.event.handler(device, fields, now)
         except Exception as error:
             self._heartbeat_failed(counted, device, "fault")
             self._failed(counted, connection, error, started, device_id=device.id)
@@ -169,7 +172,8 @@ class Dispatcher:
             self._decline(connection, counted, outcome, ack_id, started)
             return
         if ack_id is not None:
-            reply = outcome.reply if self._store.up or self._reached(device) else outcome.degraded or outcome.reply
+            well = self._store.up and not self._full(now)
+            reply = outcome.reply if well or self._stored(device) else outcome.degraded or outcome.reply
             connection.session.send(dialect.encode_success(ack_id, reply, clock.iso))
         counted.ok.value += 1
         counted.timer.observe(perf_counter_ns() - started)
@@ -182,9 +186,16 @@ class Dispatcher:
         part.timer = Traced(counted, part, connection.identity)
         return part
 
-    def _reached(self, device: Device) -> bool:
-        """Whether a store that is not up as a whole takes what is of this device."""
-        return self._store.takes(b"vz:{d:%b}:status" % device.id.encode())
+    def _full(self, now: int) -> bool:
+        """Whether Redis, or a shard of it, turned down a write lately. Asked once a millisecond."""
+        if now != self._full_at:
+            self._full_at = now
+            self._is_full = self._store.full != ""
+        return self._is_full
+
+    def _stored(self, device: Device) -> bool:
+        """Whether a store that is not well as a whole keeps what is of this device."""
+        return self._store.stores(b"vz:{d:%b}:status" % device.id.encode())
 
     def _aside(self, connection: Connection, aside: Aside, started: int) -> None:
         """What is no message."""

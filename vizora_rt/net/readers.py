@@ -20,6 +20,7 @@ from vizora_rt.net.link import explain
 from vizora_rt.net.plays import SCHEMA
 from vizora_rt.net.records import EVENTS, Entry, Fold, Format, Kind, Order, Output, fold
 from vizora_rt.net.topology import Where
+from vizora_rt.wire import printable
 from vizora_rt.wire.resp import ReplyError, pack
 
 PAGE: Final = 500
@@ -31,6 +32,8 @@ STALE_MS: Final = 600_000
 """What another reader of the group has not acknowledged for so long, it will not: it is taken over."""
 PROGRESS_SECONDS: Final = 0.2
 
+TO_THE_END: Final = 2**62
+
 LAST: Final = 2**64 - 1
 """The last entry of a millisecond: a group begins after an entry, not at one."""
 
@@ -39,7 +42,8 @@ UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`since` is milliseconds since the epoch; `fold` those that a start waits for its end, 0: nothing is joined."""
+    """`since` is milliseconds since the epoch; `fold` those that a phase of a play waits for the other, 0: nothing is
+    joined, TO_THE_END: it waits as long as the export runs."""
 
     format: Format = "jsonl"
     follow: bool = False
@@ -191,7 +195,7 @@ def run(
             if not options.follow or not reading.connected:
                 raise UnavailableError(f"Redis at {where} cannot be read: {reason}") from None
             if reason != told and say is not None:
-                say.write(f"vizora-rt: Redis at {where} is away, trying again: {reason}\n")
+                say.write(f"vizora-rt: Redis at {where} is away, trying again: {printable.escaped(reason)}\n")
             told = reason
             time.sleep(AGAIN_SECONDS)
 
@@ -263,11 +267,11 @@ class Reading:
         return done
 
     def _end(self) -> None:
-        """An export is over. Of a group, starts without an end stay for the next run; else they go alone."""
+        """An export is over. Of a group, plays of which one phase waits stay for the next run; else they go alone."""
         self.writing = True
         if not self._options.group:
-            for start in self._fold.held.values():
-                self._output.write(fold(start, None))
+            for parts in self._fold.held.values():
+                self._output.write(fold(parts))
         self._output.flush()
         self.writing = False
         self._progress.show(self.count, last=True)

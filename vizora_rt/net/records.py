@@ -1,7 +1,5 @@
 """Plays and events as lines, JSON or CSV: what stands in one, and how the start and the end of a play become one."""
 
-import csv
-import io
 import os
 import re
 import stat
@@ -9,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, Literal
 
-from vizora_rt.wire import messages
+from vizora_rt.wire import messages, printable
 
 MAX_HELD: Final = 100_000
-"""Starts that wait for their end, 50 MB."""
+"""Plays of which one phase waits for the other, 200 MB."""
 
 Order = tuple[int, int]
 Record = dict[str, Any]
@@ -39,45 +37,54 @@ class Kind:
 
 @dataclass(slots=True)
 class Fold:
-    """Joins the start and the end of a play. Starts wait; those that waited too long go alone."""
+    """Joins the start and the end of a play, whichever comes first. What has waited too long goes alone."""
 
     wait: int
-    held: dict[str, Entry] = field(default_factory=dict)
+    held: dict[str, list[Entry]] = field(default_factory=dict)
 
     def feed(self, entries: Iterable[Entry], now: int) -> Iterator[tuple[Record, list[Entry]]]:
         """Lines and what they are made of. `now` is the time up to which all is read."""
         for entry in entries:
             play_id = entry.fields["play_id"]
-            if entry.fields["phase"] == "start":
-                self.held[play_id] = entry
+            parts = self.held.get(play_id)
+            if parts is None:
+                if entry.fields.get("first") == "0":
+                    # The other phase was recorded before: it went alone, or is older than what is read.
+                    yield fold([entry]), [entry]
+                else:
+                    self.held[play_id] = [entry]
                 continue
-            start = self.held.pop(play_id, None)
-            yield fold(start, entry), [entry] if start is None else [start, entry]
+            parts.append(entry)
+            # The same phase again: a reader of the group had died before it acknowledged the entry.
+            if entry.fields["phase"] != parts[0].fields["phase"]:
+                del self.held[play_id]
+                yield fold(parts), parts
         while self.held:
-            play_id, start = next(iter(self.held.items()))
-            if now - start.order[0] < self.wait and len(self.held) <= MAX_HELD:
+            play_id, parts = next(iter(self.held.items()))
+            if now - parts[0].order[0] < self.wait and len(self.held) <= MAX_HELD:
                 return
             del self.held[play_id]
-            yield fold(start, None), [start]
+            yield fold(parts), parts
 
 
-def fold(start: Entry | None, end: Entry | None) -> Record:
-    """The line of a play of which both phases, or one, are known."""
-    last = end or start
-    assert last is not None
-    record = play_record(last)
-    first = play_record(start) if start is not None else record
+def fold(parts: Sequence[Entry]) -> Record:
+    """The line of a play of which both phases, or one, are known, in whatever order they came."""
+    phases = {part.fields["phase"]: play_record(part) for part in parts}
+    start, end = phases.get("start"), phases.get("end")
+    record = dict(end or start or play_record(parts[0]))
     record["phase"] = "both" if start is not None and end is not None else record["phase"]
-    record["started"] = first["client_time"] if start is not None else None
-    record["ended"] = record["client_time"] if end is not None else None
-    record["playlist_id"] = record["playlist_id"] or first["playlist_id"]
+    record["started"] = start["client_time"] if start is not None else None
+    record["ended"] = end["client_time"] if end is not None else None
+    if start is not None:
+        for name in ("playlist_id", "duration", "completion", "client_text"):
+            record[name] = start[name] if record[name] is None else record[name]
     return {name: record[name] for name in PLAYS.folded}
 
 
 def play_record(entry: Entry) -> Record:
     fields = entry.fields
     record: Record = {name: fields.get(name) or None for name in PLAYS.columns}
-    for name in ("client_time", "server_time", "offset_ms", "duration", "completion"):
+    for name in ("client_time", *_TOLD[:-1]):
         text = fields.get(name)
         record[name] = _number(text) if text else None
     return record
@@ -95,7 +102,8 @@ def event_record(entry: Entry) -> Record:
 
 
 _PLAY = ("device_id", "organization_id", "content_id", "playlist_id")
-_TOLD = ("server_time", "offset_ms", "duration", "completion")
+_TOLD = ("server_time", "offset_ms", "duration", "completion", "clock_ms", "late_ms", "client_text")
+"""All numbers but the last."""
 
 PLAYS: Final = Kind(
     "plays",
@@ -120,7 +128,7 @@ class Output:
 
     def write(self, record: Record) -> None:
         if self._json:
-            self._out.write(messages.dumps(record) + b"\n")
+            self._out.write(printable.json(messages.dumps(record)) + b"\n")
         else:
             self._out.write(_csv([_cell(record[name]) for name in self._columns]))
 
@@ -143,6 +151,4 @@ def _cell(value: object) -> object:
 
 def _csv(cells: Sequence[object]) -> bytes:
     """One line of RFC 4180, but for its line end, which is Unix'."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
+    return (",".join(map(printable.cell, cells)) + "\n").encode()

@@ -73,7 +73,10 @@ class Refusals:
     @property
     def full(self) -> str:
         """The code with which writes were turned down lately, "" when none was."""
-        return self._full_why if self._clock() - self._full_at < FULL_SECONDS else ""
+        # Asked with many heartbeats: the clock only when something was turned down.
+        if self._full_why and self._clock() - self._full_at >= FULL_SECONDS:
+            self._full_why = ""
+        return self._full_why
 
     @property
     def reason(self) -> str:

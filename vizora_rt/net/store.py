@@ -251,6 +251,10 @@ class Store:
         """Whether commands for a key are taken now."""
         return self.up
 
+    def stores(self, key: bytes) -> bool:
+        """The same, and no write was turned down lately where the key is."""
+        return self.up and not self.full
+
     def place(self, key: bytes) -> Address | None:
         """Where a key, or a channel, is."""
         return self.address

@@ -11,7 +11,7 @@ from vizora_rt.app import auth
 from vizora_rt.errors import StartupError
 from vizora_rt.net import backup, devices
 from vizora_rt.shell.options import CONFIG_OPTION, load, redis_url
-from vizora_rt.wire import bodies, messages
+from vizora_rt.wire import bodies, messages, printable
 
 
 def _id(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -59,7 +59,7 @@ def list_devices(org: str, offset: int, limit: int, file: Path | None) -> None:
     """
     page = _shell(file).members(org, offset, limit)
     for each in page["devices"]:
-        click.echo(messages.dumps(each))
+        click.echo(printable.json(messages.dumps(each)))
     click.echo(f"{len(page['devices'])} of {page['total']}", err=True)
     if away := page.get("unavailable"):
         click.echo(f"on a shard that does not answer: {', '.join(away)}", err=True)
@@ -76,7 +76,7 @@ def show_device(device_id: str, file: Path | None) -> None:
     found = _shell(file).show(device_id)
     if found is None:
         raise StartupError(f"{device_id}: no such device")
-    click.echo(messages.dumps(found))
+    click.echo(printable.json(messages.dumps(found)))
 
 
 @device_group.command("kick")

@@ -42,6 +42,10 @@ def _since(_: click.Context, __: click.Parameter, value: str | None) -> int | No
         ) from None
 
 
+def _wait(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else seconds(context, parameter, value)
+
+
 FORMAT = click.option(
     "--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True,
     help="Objects, one a line, or columns.",
@@ -54,8 +58,10 @@ CONSUMER = click.option(
 )
 FOLD = click.option("--fold", is_flag=True, help="Join start and end of a play into one line.")
 WAIT = click.option(
-    "--wait", default="10m", show_default=True, callback=seconds, help="How long a start waits for its end."
-)
+    "--wait", callback=_wait,
+    help="How long a phase of a play waits for the other [default: 10m; of an export without a group, to its end].",
+)  # fmt: skip
+WAIT_SECONDS = 600
 OUTPUT = click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path),
     help="File to write instead of standard output; with --group it is appended to.",
@@ -130,9 +136,11 @@ def _read(
     consumer: str,
     file: Path | None,
     fold: bool = False,
-    wait: int = 0,
+    wait: int | None = None,
     output: Path | None = None,
 ) -> None:
+    if wait is None:
+        wait = WAIT_SECONDS if follow or group else readers.TO_THE_END
     options = readers.Options(form, follow, since, group, consumer, wait * 1000 if fold else 0)
     url = redis_url(load(file))
     terminal = sys.stderr if sys.stderr.isatty() else None

@@ -201,9 +201,9 @@ def _problems(schema: type[Struct], data: dict[str, Any], path: str) -> dict[str
             try:
                 msgspec.convert(value, field.type)
             except msgspec.ValidationError as problem:
-                found[path + name] = _reason(str(problem))
+                found[path + name] = _reason(str(problem), field.type)
     return found
 
 
-def _reason(text: str) -> str:
-    return TOKEN_RULE if "[!-~]" in text else reason_of(text)
+def _reason(text: str, kind: Any) -> str:
+    return TOKEN_RULE if "[!-~]" in text else reason_of(text, kind)

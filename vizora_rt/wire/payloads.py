@@ -135,7 +135,7 @@ class ScreenshotResponse(Struct, forbid_unknown_fields=True, rename="camel", gc=
     """`screenshot:response`: the picture that the command `screenshot` asked for."""
 
     request_id: Id
-    image_data: Annotated[str, Meta(max_length=1_400_000)]
+    image_data: Annotated[str, Meta(max_length=1_500_000)]
     width: Annotated[int, Meta(ge=1, le=65535)]
     height: Annotated[int, Meta(ge=1, le=65535)]
     timestamp: str | float | None = None
@@ -228,7 +228,7 @@ def _repair_types(schema: type[Struct], data: dict[str, Any], unknown: int) -> R
             kept[field.name] = msgspec.convert({"value": value}, field.alone).value
             continue
         except msgspec.ValidationError as problem:
-            why = {name: reason_of(str(problem))}
+            why = {name: reason_of(str(problem), field.kind)}
             within = "[" in str(problem).rpartition(" - at ")[2]
         if field.nested is not None and value.__class__ is dict:
             inner = _repair_types(field.nested, value, 0)
@@ -279,6 +279,7 @@ class _Field(NamedTuple):
     """
 
     name: str
+    kind: Any
     required: bool
     nested: type[Struct] | None
     element: type[Struct] | None
@@ -291,6 +292,7 @@ def schema_fields(schema: type[Struct]) -> dict[str, _Field]:
     return {
         field.encode_name: _Field(
             field.name,
+            field.type,
             field.required,
             _struct(field.type),
             _element(field.type),
@@ -324,8 +326,19 @@ RULES: Final = {
 """What is said instead of a pattern, which tells nothing to who reads it."""
 
 
-def reason_of(text: str) -> str:
-    """What msgspec found wrong, in words for whoever sent it."""
+def words(kind: Any) -> tuple[str, ...]:
+    """What a field may be whose type is a choice of words; else nothing."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    members = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+    return next((found for each in members if (found := words(each))), ()) if get_origin(kind) is not list else ()
+
+
+def reason_of(text: str, kind: Any = None) -> str:
+    """What msgspec found wrong with a field of type `kind`, in words for its sender."""
+    allowed = words(kind)
+    if allowed:
+        return f"expected one of {', '.join(allowed)}"
     reason = text.partition(" - at ")[0]
     if "matching regex" in reason:
         for pattern, rule in RULES.items():
