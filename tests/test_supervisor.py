@@ -20,6 +20,7 @@ from tests.service import PATIENCE, Service, alive, until
 from vizora_rt import supervisor
 from vizora_rt.config import Config
 from vizora_rt.errors import UnavailableError
+from vizora_rt.net import channel
 from vizora_rt.process import Process
 from vizora_rt.supervisor import Supervisor
 
@@ -264,7 +265,7 @@ class TestReload:
             ("os._exit(3)", None),
             (
                 "import vizora_rt.net.channel as c; c.VERSION = 99",
-                "its worker protocol is version 99, the running one 2: restart instead",
+                f"its worker protocol is version 99, the running one {channel.VERSION}: restart instead",
             ),
         ],
     )

@@ -30,6 +30,7 @@ from tests.service import Service
 from tests.service import until as soon
 from tests.system.test_faults import books_of, settled
 from vizora_rt.app.limits import BURST
+from vizora_rt.net import channel
 from vizora_rt.net.client import Timing
 from vizora_rt.net.dial import Ending
 
@@ -139,10 +140,10 @@ async def test_a_roll_takes_new_code_and_rolls_back(tmp_path: Path) -> None:
     """Through the link `current`, of which the supervisor's own release knows nothing."""
     for name in ("1", "2", "3"):
         code = release(tmp_path / name, name)
-    channel = code / "net/channel.py"
-    text = channel.read_text()
-    assert text.count("\nVERSION = 2\n") == 1
-    channel.write_text(text.replace("\nVERSION = 2\n", "\nVERSION = 3\n"))
+    other = code / "net/channel.py"
+    text = other.read_text()
+    assert text.count(f"\nVERSION = {channel.VERSION}\n") == 1
+    other.write_text(text.replace(f"\nVERSION = {channel.VERSION}\n", "\nVERSION = 99\n"))
 
     def lead_to(name: str) -> None:
         (tmp_path / "next").symlink_to(name)
@@ -167,7 +168,9 @@ async def test_a_roll_takes_new_code_and_rolls_back(tmp_path: Path) -> None:
         before = service.workers()
         service.signal(signal.SIGHUP)
         said = await asyncio.to_thread(service.wait, "roll refused")
-        assert said["error"] == "its worker protocol is version 2, the running one 1: restart instead"
+        assert said["error"] == (
+            f"its worker protocol is version 99, the running one {channel.VERSION}: restart instead"
+        )
         assert service.workers() == before
         assert await asyncio.to_thread(service.stop) == 0
         await asyncio.to_thread(service.start)
