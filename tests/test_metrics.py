@@ -57,6 +57,7 @@ http_request_duration_seconds histogram method path
 redis_operations_total counter operation result
 redis_operation_duration_seconds histogram operation
 redis_up gauge worker
+redis_shard_up gauge shard worker
 redis_pipeline_depth gauge worker
 eventloop_lag_seconds histogram worker
 eventloop_lag_seconds_max gauge worker

@@ -117,6 +117,9 @@ LIMITS = (
 )
 """The keys of [limits], then limits that are keys of other sections or constants."""
 
+SHARD = Label("shard", (*map(str, range(32)), OTHER), OTHER)
+"""The shards of a Redis Cluster, by the order of their slots. Those of more than 32 share a value: the worst."""
+
 WORKER_STATES = ("starting", "ready", "hung", "draining")
 RESTART_REASONS = ("crash", "hung", "boot", "roll")
 SENTRY_DROPS = ("rate", "fingerprints", "queue", "quota", "network", "ignored", "development")
@@ -247,6 +250,8 @@ FAMILIES = (
     _counter("redis_operations_total", "Redis operations by outcome.", OPERATION, Label("result", ("ok", "error"))),
     _histogram("redis_operation_duration_seconds", "From the queued command to its reply.", OPERATION),
     _gauge("redis_up", "1 while the worker's connection to Redis works, to each shard of it.", WORKER, combine="min"),
+    _gauge("redis_shard_up", "1 while the worker's connection to this shard of a Redis Cluster works. Shards are "
+           "numbered by their slots; without a cluster there is 0.", SHARD, WORKER, combine="min"),
     _gauge("redis_pipeline_depth", "Commands that wait for a reply.", WORKER),
     _gauge("redis_memory_bytes", "Memory that Redis says it uses.", combine="max"),
     _gauge("redis_evicts", "1 while Redis' maxmemory-policy is not noeviction: it may delete keys of the gateway.",

@@ -1,12 +1,14 @@
 """A Redis Cluster of which one shard of three is away: what the others have is served, and the rest is named."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 
-from tests.net.backend import Backed, Screen, call, command
+from tests.net.backend import Answer, Backed, Screen, call, command
 from tests.net.peers import until
 from tests.net.valkeys import Cluster, Server, Valkeys
 from tests.net.valkeys import until as soon
@@ -188,3 +190,51 @@ async def test_a_page_names_the_devices_of_a_shard_that_is_away(servers: Cluster
         assert "unavailable" not in answer.body
         for screen in screens:
             await screen.leave()
+
+
+async def test_health_and_metrics_name_the_shard_that_is_away(servers: Cluster) -> None:
+    async with workers(servers.url) as nodes:
+        node = nodes[0]
+
+        def shards_up() -> list[int]:
+            node.metrics.snapshot()
+            return [node.metrics.gauge("redis_shard_up", str(number)).value for number in range(3)]
+
+        def redis(answer: Answer) -> Any:
+            return answer.body["dependencies"]["redis"]
+
+        node.answers["status"] = b'{"workers":[{"state":"ready"},{"state":"ready"}],"uptime":1}'
+        addresses = [f"redis://127.0.0.1:{master.port}/0" for master in servers.masters]
+        found = redis(await call(node, "GET", "/health", key=None))
+        assert found["status"] == "up"
+        assert [(each["address"], each["status"]) for each in found["shards"]] == [(each, "up") for each in addresses]
+        assert shards_up() == [1, 1, 1]
+        await kill(servers, nodes)
+        answer = await call(node, "GET", "/health", key=None)
+        assert (answer.status, answer.body["status"]) == (200, "degraded")
+        found = redis(answer)
+        assert (found["status"], found["latencyMs"] is None) == ("degraded", False)
+        assert found["reason"].startswith(f"shard {AWAY} ({addresses[AWAY]}): ")
+        assert [each["status"] for each in found["shards"]] == ["up", "up", "down"]
+        assert found["shards"][AWAY]["reason"]
+        assert shards_up() == [1, 1, 0]
+        assert node.metrics.gauge("redis_up").value == 0
+        assert (await call(node, "GET", "/health/ready", key=None)).status == 200
+        await back(servers, nodes)
+        found = redis(await call(node, "GET", "/health", key=None))
+        assert [each["status"] for each in found["shards"]] == ["up", "up", "up"]
+        assert shards_up() == [1, 1, 1]
+
+
+async def test_health_names_a_shard_that_hangs(servers: Cluster) -> None:
+    """Its connection stands, and nothing comes over it."""
+    async with workers(servers.url) as nodes:
+        servers.masters[AWAY].signal(signal.SIGSTOP)
+        try:
+            answer = await call(nodes[0], "GET", "/health", key=None)
+        finally:
+            servers.masters[AWAY].signal(signal.SIGCONT)
+        found = answer.body["dependencies"]["redis"]
+        assert found["status"] == "degraded"
+        assert [each["status"] for each in found["shards"]] == ["up", "up", "down"]
+        await until(lambda: all(node.store.up for node in nodes))

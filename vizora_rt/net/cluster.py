@@ -16,10 +16,10 @@ from typing import Final
 
 from vizora_rt import report
 from vizora_rt.config import Redis
-from vizora_rt.metrics import Metrics
+from vizora_rt.metrics import SHARD, Metrics
 from vizora_rt.net.link import Address, explain
 from vizora_rt.net.shards import HOLD_SECONDS, Hold, Nowhere, Sent, Shard
-from vizora_rt.net.store import FIRST_DELAY, LOST, OnReply, Store
+from vizora_rt.net.store import FIRST_DELAY, LOST, OnReply, Part, Store
 from vizora_rt.net.topology import Ranges, Where, find_shards, redirected
 from vizora_rt.wire.resp import SLOTS, ReplyError, key_of, pack, slot
 
@@ -48,6 +48,7 @@ class Cluster(Store):
         "_leaving",
         "_map",
         "_metrics",
+        "_order",
         "_served",
         "_shards",
         "_stale",
@@ -74,6 +75,8 @@ class Cluster(Store):
         self._announced = False
         self._map: Ranges = ()
         """The one that was taken last, if nothing has changed it since."""
+        self._order: list[Address] = []
+        """The shards that it named, by their first slot."""
 
     def start(self) -> None:
         self._runner = self._loop.create_task(self._run())
@@ -81,6 +84,15 @@ class Cluster(Store):
     @property
     def full(self) -> str:
         return next((shard.full for shard in self._served if shard.full), "")
+
+    @property
+    def parts(self) -> list[Part]:
+        shards = [(number, self._shards.get(address)) for number, address in enumerate(self._order)]
+        return [
+            Part(number, shard.address, shard.up, shard.reason, shard.busy)
+            for number, shard in shards
+            if shard is not None and shard in self._served
+        ]
 
     @property
     def refusal(self) -> str:
@@ -201,6 +213,7 @@ class Cluster(Store):
             found_again |= not taker.up and shard.up
             self._move(taker, shard, numbers)
         self._served = set(wanted.values())
+        self._order = list(wanted)
         for address, shard in list(self._shards.items()):
             if shard not in self._served and not any(hold.target is shard for hold in self._holds):
                 self._leave(address, shard)
@@ -283,7 +296,7 @@ class Cluster(Store):
     def _look(self) -> None:
         away = [shard for shard in self._served if not shard.up]
         self.up = bool(self._served) and not away
-        self.reason = away[0].reason if away else ""
+        self.reason = "; ".join(f"{shard.address}: {shard.reason}" for shard in away)
 
     def _tell(self, callbacks: list[Callable[[], None]]) -> None:
         for callback in callbacks:
@@ -378,7 +391,18 @@ class Cluster(Store):
         # A worker that closes its connections at its end has no outage: what was true before stays told.
         if not self._closing:
             self._up_gauge.value = int(self.up)
+            self._collect_shards()
         self._depth_gauge.value = self._held + sum(shard.depth for shard in self._shards.values())
+
+    def _collect_shards(self) -> None:
+        up = dict.fromkeys(self._shard_gauges, 1)  # a shard that is no more is not away
+        for part in self.parts:
+            label = SHARD.known(str(part.number))
+            up[label] = min(up.get(label, 1), int(part.up))
+        for label, value in up.items():
+            if label not in self._shard_gauges:
+                self._shard_gauges[label] = self._metrics.gauge("redis_shard_up", label)
+            self._shard_gauges[label].value = value
 
 
 def _joined(replies: Sequence[object]) -> object:

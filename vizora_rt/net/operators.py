@@ -13,7 +13,7 @@ from vizora_rt.net import memory
 from vizora_rt.net.answers import Response, Route, Sender, json_response, refuse
 from vizora_rt.net.link import TAKES_NO_WRITES, one_line
 from vizora_rt.net.refusals import DENIED
-from vizora_rt.net.store import Store
+from vizora_rt.net.store import Part, Store
 from vizora_rt.wire import messages, resp
 from vizora_rt.wire.http import Request, accepts_gzip
 from vizora_rt.wire.resp import ReplyError
@@ -126,21 +126,43 @@ class Operators:
         return await answered
 
     async def _redis(self) -> dict[str, object]:
-        """What is said of Redis: `down` when it does not answer, `degraded` when it turns down what it is asked."""
+        """What is said of Redis: `down` when it does not answer, `degraded` when it turns down what it is asked or when
+        a shard of a cluster is away. Of a cluster each shard is named."""
         started = perf_counter_ns()
+        latency: float | None = None
+        reply = info = None
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 reply, info = await asyncio.gather(
                     self._store.request("ping", PING), self._store.request("info", memory.INFO)
                 )
+            latency = (perf_counter_ns() - started) / 1e6
         except TimeoutError:
-            return {"status": "down", "latencyMs": None, "reason": f"no answer within {HEALTH_SECONDS:g} s"}
-        latency = (perf_counter_ns() - started) / 1e6
-        if isinstance(reply, ReplyError) and reply.code not in REFUSALS:
-            return {"status": "down", "latencyMs": None, "reason": self._store.reason or one_line(reply.code)}
+            silent = f"no answer within {HEALTH_SECONDS:g} s"
+        else:
+            silent = ""
+        parts = self._store.parts
+        reasons = [part.reason or silent if not part.up or (silent and part.owes) else "" for part in parts]
+        shards = [_shard(part, reason) for part, reason in zip(parts, reasons, strict=True)]
+        more: dict[str, object] = {"shards": shards} if shards else {}
+        away = [f"shard {part.number} ({part.address}): {why}" for part, why in zip(parts, reasons, strict=True) if why]
+        failed = isinstance(reply, ReplyError) and reply.code not in REFUSALS
+        if away and len(away) < len(parts):
+            return {"status": "degraded", "latencyMs": latency, "reason": "; ".join(away), **more}
+        if silent:
+            return {"status": "down", "latencyMs": None, "reason": silent, **more}
+        if failed:
+            assert isinstance(reply, ReplyError)
+            return {"status": "down", "latencyMs": None, "reason": self._store.reason or one_line(reply.code), **more}
         policies = memory.evicting(info)
         evicts = f"may delete keys: maxmemory-policy {', '.join(map(one_line, policies))}" if policies else ""
         reason = "; ".join(filter(None, (self._store.refusal, evicts)))
         if reason:
-            return {"status": "degraded", "latencyMs": latency, "reason": reason}
-        return {"status": "up", "latencyMs": latency}
+            return {"status": "degraded", "latencyMs": latency, "reason": reason, **more}
+        return {"status": "up", "latencyMs": latency, **more}
+
+
+def _shard(part: Part, reason: str) -> dict[str, object]:
+    """What is said of a shard; `reason` says why it does not answer, "" when it does."""
+    said: dict[str, object] = {"shard": part.number, "address": str(part.address)}
+    return {**said, "status": "down", "reason": reason} if reason else {**said, "status": "up"}

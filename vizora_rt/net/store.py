@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter_ns
-from typing import Final
+from typing import Final, NamedTuple
 
 from vizora_rt import report
 from vizora_rt.config import Redis
@@ -100,6 +100,17 @@ class Script:
         self.sha1 = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
+class Part(NamedTuple):
+    """One shard of a cluster. `number` is its place in the order of the slots, `reason` says why it is not `up`; `owes`
+    says whether it has yet to reply to something."""
+
+    number: int
+    address: Address
+    up: bool
+    reason: str
+    owes: bool
+
+
 class Store:
     """One connection to one Redis. Everything but `close` and `request` is synchronous and returns at once.
 
@@ -130,6 +141,7 @@ class Store:
         "_runner",
         "_said",
         "_scripts",
+        "_shard_gauges",
         "_silent",
         "_steady_handle",
         "_up_gauge",
@@ -167,6 +179,7 @@ class Store:
         self._full_commands = metrics.counter("limits_exceeded_total", "pending_commands")
         self._full_bytes = metrics.counter("limits_exceeded_total", "pending_bytes")
         self._up_gauge = metrics.gauge("redis_up")
+        self._shard_gauges = {"0": metrics.gauge("redis_shard_up", "0")}
         self._depth_gauge = metrics.gauge("redis_pipeline_depth")
         if gauges:
             metrics.on_collect(self._collect)
@@ -227,6 +240,11 @@ class Store:
     def refusal(self) -> str:
         """What a Redis that answers turned down lately, and why, in words for an operator; "" when nothing was."""
         return self._refusals.reason
+
+    @property
+    def parts(self) -> list[Part]:
+        """The shards of a cluster, as its map was last."""
+        return []
 
     @property
     def database(self) -> int:
@@ -469,7 +487,7 @@ class Store:
     def _collect(self) -> None:
         # A worker that closes its connection at its end has no outage: what was true before stays told.
         if not self._closing:
-            self._up_gauge.value = int(self.up)
+            self._up_gauge.value = self._shard_gauges["0"].value = int(self.up)
         self._depth_gauge.value = len(self._waiting)
 
     def _call(self, callback: Callable[[], None]) -> None:
