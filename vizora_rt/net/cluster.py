@@ -395,7 +395,8 @@ class Cluster(Store):
         self._depth_gauge.value = self._held + sum(shard.depth for shard in self._shards.values())
 
     def _collect_shards(self) -> None:
-        up = dict.fromkeys(self._shard_gauges, 1)  # a shard that is no more is not away
+        # A shard that is no more is not away; before there is a map, all are.
+        up = dict.fromkeys(self._shard_gauges, int(bool(self._order)))
         for part in self.parts:
             label = SHARD.known(str(part.number))
             up[label] = min(up.get(label, 1), int(part.up))
