@@ -1,9 +1,7 @@
 """The list of what a user of Redis must be allowed, against what the code sends and what a real service is refused."""
 
-import asyncio
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,10 @@ import redis
 
 from tests.net.backend import Screen, call, command, fleet
 from tests.net.peers import until
-from tests.net.valkeys import Server, Valkeys
+from tests.net.valkeys import Cluster, Server, Valkeys
 from tests.net.watching import dashboard, join
 from vizora_rt.net import keyspace
+from vizora_rt.wire.resp import slot
 
 ROOT = Path(__file__).parent.parent.parent
 PATTERNS = (
@@ -81,7 +80,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-async def everything(url: str, books: Any) -> None:
+async def everything(url: str, get: Callable[[str], Any]) -> None:
     """Use all of a gateway: two workers, devices, a dashboard, plays, commands, revocations, an erasure."""
     async with AsyncExitStack() as stack:
         quick = {"presence": {"offline_after_seconds": 0.2, "notify_after_seconds": 0.3}}
@@ -119,7 +118,7 @@ async def everything(url: str, books: Any) -> None:
             assert (await call(one, "POST", *body)).status < 500, body
         await window.ended()
         await lobby.leave()
-        await until(lambda: b"offline" in (books.get("vz:{d:lobby}:status") or b""))
+        await until(lambda: b"offline" in (get("vz:{d:lobby}:status") or b""))
         assert (await call(one, "DELETE", "/internal/device-revoked", {"deviceId": "window"})).status < 500
         assert (await call(one, "DELETE", "/devices/lobby")).status < 500
         await board.leave()
@@ -127,17 +126,39 @@ async def everything(url: str, books: Any) -> None:
 
 async def test_the_user_of_the_list_is_refused_nothing(server: Server) -> None:
     """The words of Redis itself: what it refused to a user stands in its ACL LOG."""
-    books = redis.Redis(port=server.port)
-    await everything(f"redis://gateway:secret@127.0.0.1:{server.port}/2", books.__class__(port=server.port, db=2))
-    log: Any = await asyncio.to_thread(books.acl_log)
-    books.close()
-    assert [json.dumps(entry, default=str) for entry in log] == []
-    used = {
-        line.partition(":")[0].removeprefix("cmdstat_").upper()
-        for line in server.tell("INFO", "commandstats").decode().split()
-        if line.startswith("cmdstat_")
-    }
-    theirs = {"ACL|SETUSER", "ACL|LOG", "AUTH", "CONFIG|GET", "HELLO", "CLIENT|SETINFO", "INFO"}
-    assert used - theirs <= listed()
+    with redis.Redis(port=server.port, db=2) as books:
+        await everything(f"redis://gateway:secret@127.0.0.1:{server.port}/2", books.get)
+    assert server.tell("ACL", "LOG") == []
+    used = commands_used(server)
+    assert used - THEIRS <= listed()
     # The scenario is worth something: it uses most of the list.
     assert len(set(keyspace.commands(cluster=False)) - used) < 25
+
+
+async def test_of_a_cluster_too(cluster: Cluster) -> None:
+    for master in cluster.masters:
+        master.tell("ACL", "SETUSER", "gateway", "reset", "on", ">secret", *keyspace.acl(cluster=True, readers=False))
+        master.tell("ACL", "LOG", "RESET")
+    url = cluster.url.replace("://", "://gateway:secret@")
+    await everything(url, lambda key: cluster.owner(slot(key.encode())).tell("GET", key))
+    assert [master.tell("ACL", "LOG") for master in cluster.masters] == [[], [], []]
+    assert set().union(*map(commands_used, cluster.masters)) - THEIRS - {"CLUSTER|MYID"} <= listed()
+
+
+THEIRS = {
+    "ACL|SETUSER",
+    "ACL|LOG",
+    "AUTH",
+    "CONFIG|GET",
+    "CONFIG|RESETSTAT",
+    "HELLO",
+    "CLIENT|SETINFO",
+    "INFO",
+    "FLUSHALL",
+}
+"""Commands of the test, and of the client named `redis` before it is a user."""
+
+
+def commands_used(server: Server) -> set[str]:
+    lines = server.tell("INFO", "commandstats").decode().split()
+    return {line.partition(":")[0][8:].upper() for line in lines if line.startswith("cmdstat_")}

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.net.peers import Node, running, until
+from tests.net.valkeys import Cluster
 from vizora_rt.net import memory
 from vizora_rt.wire.resp import pack
 
@@ -34,3 +35,32 @@ async def test_without_redis_there_is_no_figure_and_no_fault(redis_url: str, mon
         assert node.gauge("redis_memory_bytes") == 0
     finally:
         await node.stop()
+
+
+@pytest.mark.parametrize(
+    ("info", "policies"),
+    [
+        (b"used_memory:1\r\nmaxmemory_policy:noeviction\r\n", []),
+        (b"maxmemory_policy:allkeys-lru\r\n", ["allkeys-lru"]),
+        (b"maxmemory_policy:noeviction\r\nmaxmemory_policy:volatile-ttl\r\n", ["volatile-ttl"]),
+        (b"used_memory:1\r\n", None),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_policies_that_evict(info: object, policies: list[str] | None) -> None:
+    assert memory.evicting(info) == policies
+
+
+async def test_one_shard_that_evicts_is_enough(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "FIRST", 0.05)
+    monkeypatch.setattr(memory, "EVERY", 0.05)
+    async with running(cluster.url, 0) as node:
+        await used(node)
+        assert node.gauge("redis_evicts") == 0
+        cluster.masters[1].tell("CONFIG", "SET", "maxmemory-policy", "allkeys-lfu")
+        try:
+            await until(lambda: node.gauge("redis_evicts") == 1)
+        finally:
+            cluster.masters[1].tell("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        await until(lambda: node.gauge("redis_evicts") == 0)

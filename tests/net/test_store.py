@@ -16,6 +16,7 @@ from vizora_rt import config
 from vizora_rt.errors import ConfigError
 from vizora_rt.metrics import Metrics
 from vizora_rt.net import embedded
+from vizora_rt.net import store as store_module
 from vizora_rt.net.embedded import Embedded
 from vizora_rt.net.link import UNASKED, Address, ask
 from vizora_rt.net.store import LOST, Store
@@ -493,7 +494,7 @@ class TestNotUsable:
         await bench.again()
         assert await store.request("set", pack("SET", "k", "v")) == b"OK"
 
-    async def test_a_server_that_is_full_is_named_once_a_minute(
+    async def test_a_server_that_is_full_is_named_once(
         self, own: Embedded, make: Make, capfd: pytest.CaptureFixture[str]
     ) -> None:
         store = await make(own.url).start()
@@ -507,6 +508,33 @@ class TestNotUsable:
         (line,) = [line for line in lines if line["event"] == "redis takes no writes"]
         assert line["level"] == "error"
         assert line["reason"].startswith("OOM ")
+
+    async def test_one_that_comes_and_goes_does_not_fill_the_log(
+        self, proxy: Proxy, make: Make, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a server does that dies with each write, when its disk is full."""
+        monkeypatch.setattr(store_module, "STEADY_SECONDS", 0.3)
+        bench = make(await proxy.open())
+        store = await bench.start()
+
+        def said(event: str) -> int:
+            lines.extend(json.loads(line) for line in capfd.readouterr().err.splitlines())
+            return sum(line["event"] == event for line in lines)
+
+        lines: list[dict[str, str]] = []
+        for _ in range(20):
+            proxy.cut()
+            await until(lambda: not store.up)
+            await until(lambda: store.up)
+        # Up at first, and after the first losses; then each reason once, however often it is lost.
+        assert said("redis is up") == store_module.FLAPS
+        reasons = {line["reason"] for line in lines if line["event"] == "redis is not up"}
+        assert said("redis is not up") <= store_module.FLAPS * len(reasons)
+        await until(lambda: said("redis is up") == store_module.FLAPS + 1)
+        # The next outage is a new one.
+        before = said("redis is not up")
+        proxy.cut()
+        await until(lambda: said("redis is not up") == before + 1)
 
     async def test_sent_elsewhere(self, own: Embedded, redis_url: str, make: Make) -> None:
         """Whoever learns that the master moved says so."""

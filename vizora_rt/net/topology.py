@@ -4,6 +4,7 @@ It finds masters and shards, and is not on the way of any command: `stores`, `cl
 says. Everything that asks here blocks.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self
@@ -28,6 +29,13 @@ SENTINEL_OPTIONS: Final = ("sentinel_user", "sentinel_password")
 
 ONCE: Final = Retry(NoBackoff(), 0)
 """By itself the client would try one that is away ten times. The next one may know."""
+
+SILENT: Final[dict[str, Any]] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(redis.Redis).parameters
+    else {"lib_name": None, "lib_version": None}
+)
+"""Keeps the client from CLIENT SETINFO, which a user with few rights is denied. Its versions name it differently."""
 
 Kind = Literal["server", "sentinel", "cluster"]
 Ranges = Sequence[tuple[int, int, Address]]
@@ -100,6 +108,7 @@ def find_master(where: Where, timeout: float) -> Address:
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": ONCE,
+        **SILENT,
     }
     sentinel = Sentinel([(seed.host, seed.port) for seed in where.seeds], sentinel_kwargs=access)  # type: ignore[no-untyped-call]
     try:
@@ -124,6 +133,7 @@ def find_shards(where: Where, known: Sequence[Address], timeout: float) -> Range
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             retry=ONCE,
+            **SILENT,
         )
         # As it came: what the client makes of it differs from version to version.
         client.set_response_callback("CLUSTER SLOTS", lambda reply, **_: reply)
