@@ -20,10 +20,9 @@ def commands(word: str, folder: Path, state: Path) -> str:
     """The line of the guide with this word, for the files of a test."""
     (line,) = (line for line in GUIDE.read_text().splitlines() if line.startswith("    ") and f" store {word} " in line)
     return (
-        line.replace("/opt/vizora-rt/current/bin/vizora-rt", f"{sys.executable} -m vizora_rt")
+        line.replace("vizora-rt store", f"{sys.executable} -m vizora_rt store")
         .replace("/var/backups/vizora-rt/$(date +%F)", str(folder / "copy"))
         .replace("/var/backups/vizora-rt/2026-11-26", str(folder / "copy"))
-        .replace("--config config.toml", "")
     )
 
 

@@ -25,6 +25,15 @@ ROOT = Path(__file__).parent.parent.parent
 GUIDE = (ROOT / "ops/install.md").read_text()
 PYTHON = f"python{sysconfig.get_python_version()}"
 DONE_OTHERWISE = ("apt-get", "python3 -m venv", "/opt/vizora-rt/releases/", "cp -r ops")
+WRAPPERS = ROOT / "ops/systemd"
+UNIT = (WRAPPERS / "vizora-rt.service").read_text()
+RUNBOOKS = sorted(
+    {
+        found
+        for page in (ROOT / "ops/runbooks").glob("*.md")
+        for found in re.findall(r"`vizora-rt ((?:check-config|events|plays|device list)[^`]*)`", page.read_text())
+    }
+)
 WATCHDOG_SECONDS = 2
 GROUPS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup")
 LIBRARY = "LD_LIBRARY_PATH=/opt/python/lib"
@@ -192,6 +201,56 @@ def machine(tmp_path: Path, group: Path) -> Iterator[Machine]:
         made.end()
 
 
+SYSTEMD_RUN = """#!/bin/sh
+for each; do printf '%s\\n' "$each"; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "user", "words"),
+    [
+        (["vizora-rt", "device", "revoke", "a b", "--reason", "it's $HOME"], "vizora-rt", 5),
+        (["vizora-rt", "check-config"], "vizora-rt", 1),
+        (["vizora-rt", "store", "backup", "/var/backups/x y"], "root", 3),
+        (["vizora-env", "sh", "-c", 'redis-cli -u "$REDIS_URL" ping'], "vizora-rt", 3),
+    ],
+)
+def test_a_command_runs_as_the_service_does(tmp_path: Path, command: list[str], user: str, words: int) -> None:
+    """The wrappers with a systemd-run that prints what it is told: nothing of a word is lost, all is the unit's."""
+    for name, text in (
+        ("systemd-run", SYSTEMD_RUN),
+        ("sudo", '#!/bin/sh\nshift\nexec "$@"\n'),
+        ("id", "#!/bin/sh\necho 0\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SUDO_USER": "ann"}
+    done = subprocess.run([WRAPPERS / command[0], *command[1:]], env=env, capture_output=True, text=True, check=True)
+    options, _, ran = done.stdout.partition("\n--\n")
+    given = options.splitlines()
+    assert ran.splitlines()[-words:] == command[1:]
+    assert (f"--uid={user}" in given, "--setenv=SUDO_USER=ann" in given) == (True, True)
+    for setting, option in (
+        ("User=vizora-rt", f"--uid={user}"),
+        ("WorkingDirectory=/etc/vizora-rt", "--working-directory=/etc/vizora-rt"),
+        ("EnvironmentFile=-/etc/vizora-rt/secrets.env", "--property=EnvironmentFile=-/etc/vizora-rt/secrets.env"),
+        ("UMask=0077", "--property=UMask=0077"),
+        ("Environment=PYTHONSAFEPATH=1", "--setenv=PYTHONSAFEPATH=1"),
+        ("StateDirectory=vizora-rt", "--setenv=VIZORA_STATE_DIR=/var/lib/vizora-rt"),
+    ):
+        assert f"\n{setting}\n" in UNIT
+        assert option in given
+    # systemd would remove the directory with the store's socket when the command ends, and open the state directory.
+    assert not any("Directory=" in each for each in given)
+
+
+def test_runbooks_ask_with_the_environment_of_the_service() -> None:
+    assert RUNBOOKS
+    for page in (ROOT / "ops/runbooks").glob("*.md"):
+        for line in page.read_text().splitlines():
+            assert "$REDIS_URL" not in line or "vizora-env sh -c '" in line, f"{page.name}: {line}"
+
+
 @pytest.mark.soak
 def test_the_guide_installs_a_service_that_lives(machine: Machine) -> None:
     lines = [line for line in section("Install") if not line.startswith(DONE_OTHERWISE)]
@@ -209,8 +268,16 @@ def test_the_guide_installs_a_service_that_lives(machine: Machine) -> None:
     machine.run("echo 'nonsense = 1' >> /etc/vizora-rt/config.toml; systemctl reload vizora-rt")
     assert len(machine.records("reload refused")) == 1 and machine.show("ActiveState") == "active"
     machine.run("install -m 0640 -g vizora-rt config.toml /etc/vizora-rt/config.toml")
-    checked = "\n".join(section("Change the configuration")[:3])
+    (checked, *_) = section("Change the configuration")
     assert 'jwt_secret = "<set>"' in machine.run(checked)
+    assert machine.run("stat -c %a /var/lib/vizora-rt").strip() == "700", (
+        "a command leaves the service's folder as it is"
+    )
+    # What the runbooks say, as it stands there; the embedded store is found as the service's own.
+    for arguments in RUNBOOKS:
+        machine.run(f"timeout 5 vizora-rt {arguments} || test $? = 124")
+    machine.run("vizora-rt store backup /var/backups/vizora-rt/today")
+    assert machine.run("vizora-env sh -c 'echo $JWT_SECRET'").strip() in machine.run("cat /etc/vizora-rt/secrets.env")
 
     # Upgrade, and back.
     lead = [line for line in section("Upgrade and roll back") if line.startswith("ln -sfn")]
