@@ -304,6 +304,15 @@ class TestShares:
             await asyncio.sleep(0)
         assert [len(written) for written in transport.writes] == [2 * FRAMES] * 10
 
+    async def test_of_a_long_read_the_first_frame_is_taken_at_once(self) -> None:
+        application, joined, _ = attached(quiet())
+        joined.release()
+        joined.data_received(frame(0x1, b"x" * 1000) * 20)
+        assert len(application.messages) == 1
+        while joined.session.pending:
+            await asyncio.sleep(0)
+        assert len(application.messages) == 20
+
     async def test_a_large_message_has_a_share_of_its_own(self) -> None:
         application, joined, _ = attached(quiet())
         joined.release()

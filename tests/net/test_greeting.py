@@ -504,6 +504,16 @@ class TestConnected:
             assert text == "2"
             pings += 1
 
+    async def test_pings_go_on_while_messages_wait(self, start: Start) -> None:
+        """The answers stand behind what waits, perhaps in the client's own buffers: it is not silent."""
+        node = await start(
+            presence={"ping_after_seconds": 0.1, "ping_timeout_seconds": 0.1}, limits={"messages_per_minute": 1}
+        )
+        player = await Player.dial(node, device_token("lobby"))
+        await player.send(*(f'42{number}["heartbeat"]' for number in range(5)))
+        heard = [await player.next() for _ in range(8)]
+        assert [text[:3] for text in heard if text != "2"] == ["430", "431"]
+
     async def test_silence(self, start: Start) -> None:
         node = await start(presence={"ping_after_seconds": 0.1, "ping_timeout_seconds": 0.1})
         player = await Player.dial(node, device_token("lobby"))

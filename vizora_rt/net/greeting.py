@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from vizora_rt import errors
 from vizora_rt.config import Config
 from vizora_rt.errors import Close, Refusal
-from vizora_rt.net.connection import CLOSE_SECONDS, FLOOD_SECONDS, FRAMES, MESSAGE_BYTES, Connection
+from vizora_rt.net.connection import CLOSE_SECONDS, DIRECT_BYTES, FLOOD_SECONDS, FRAMES, MESSAGE_BYTES, Connection
 from vizora_rt.net.reading import BoundedReader
 from vizora_rt.net.timers import Wheel
 from vizora_rt.net.turn_queue import TurnQueue
@@ -117,7 +117,7 @@ class Greeting(BoundedReader):
 
     def data_received(self, data: bytes) -> None:
         session = self._session
-        for payload in session.receive(data, FRAMES):
+        for payload in session.receive(data, FRAMES if len(data) <= DIRECT_BYTES else 1):
             if session.state == OPEN:
                 self._take(payload)
         self._frames += session.small_frames
