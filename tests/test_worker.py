@@ -9,10 +9,12 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.net.peers import SECRETS, dial_device
 from tests.service import PATIENCE
 from vizora_rt import config, supervisor, worker
 from vizora_rt.config import Config, Redis
@@ -85,7 +87,8 @@ class Seat:
 
 def boot(**server: float) -> Message:
     away = Redis(connect_timeout_seconds=0.1)
-    settings = Config(redis=away, server=config.Server(**server))  # type: ignore[arg-type]
+    auth = config.Auth(device_jwt_secret=SECRETS["DEVICE_JWT_SECRET"])
+    settings = Config(redis=away, auth=auth, server=config.Server(**server))  # type: ignore[arg-type]
     url = "unix:///nonexistent/redis.sock"
     return {"t": "boot", "config": config.encode(settings), "worker": 3, "node": "node-1", "redis": url}
 
@@ -141,6 +144,63 @@ async def test_a_collect_is_answered_with_its_number_and_all_devices() -> None:
         it.send({"t": "collect", "id": 7})
         assert "metrics" in await it.hear("beat", lambda message: message["id"] == 7)
         assert (await it.hear("devices", lambda message: message["last"]))["id"] == 7
+
+
+CLOGGED = """
+import os, sys
+from vizora_rt import worker
+from vizora_rt.net.channel import Channel
+Channel.unsent = property(lambda self: worker.MAX_UNSENT + os.path.exists({flag!r}))
+sys.exit(worker.main(sys.argv[1:]))
+"""
+"""A worker whose channel is full for as long as there is a file."""
+
+
+def rows_and_beats(message: Message) -> bool:
+    return bool(message.get("rows") or message.get("beats"))
+
+
+async def counted(it: Seat, count: int) -> list[Message]:
+    """What it says of devices, until so many heartbeats are in it."""
+    found: list[Message] = []
+    while sum(row[-2] for each in found for row in (*each.get("rows", ()), *each.get("beats", ()))) < count:
+        found.append(await it.hear("devices", rows_and_beats))
+    return found
+
+
+async def test_it_tells_heartbeats_once_a_second_unasked_and_after_its_channel_was_full(tmp_path: Path) -> None:
+    flag = tmp_path / "full"
+    async with seat(CLOGGED.format(flag=str(flag))) as it:
+        await it.ready(hang_seconds=0.4)
+        screen = await dial_device(it.port, "lobby")
+        for _ in range(3):
+            await screen.heartbeat()
+        first = await counted(it, 3)
+        assert first[0]["rows"][0][:3] == ["lobby", "acme", 1]
+        flag.touch()
+        for _ in range(5):
+            await screen.heartbeat()
+        # A second screen, of which nothing was told yet.
+        other = await dial_device(it.port, "foyer")
+        await other.heartbeat()
+        flag.unlink()
+        later = await counted(it, 6)
+        assert {row[0] for each in later for row in each.get("rows", ())} >= {"foyer"}
+        it.send({"t": "collect", "id": 9})
+        await it.hear("devices", lambda message: message["last"] and message["id"] == 9)
+
+
+async def test_its_last_heartbeats_are_told_when_it_drains() -> None:
+    async with seat() as it:
+        await it.ready()
+        screen = await dial_device(it.port, "lobby")
+        for _ in range(4):
+            await screen.heartbeat()
+        it.send({"t": "drain", "seconds": 0.1})
+        found = await counted(it, 4)
+        assert found
+        await it.hear("beat", lambda message: message["connections"] == 0)
+        assert await screen.ended() == 1012
 
 
 async def test_what_the_supervisor_answers_is_served() -> None:

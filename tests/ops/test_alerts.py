@@ -169,6 +169,30 @@ class TestPrometheus:
         code, output = run("promtool", "test", "rules", PROMETHEUS / "alerts_test.yml")
         assert code == 0, output
 
+    @pytest.mark.parametrize(("seconds", "fires"), [(20, True), (120, False)])
+    def test_a_fleet_of_small_organisations(self, seconds: int, fires: bool, tmp_path: Path) -> None:
+        """400 of 50 screens on two nodes. In each a connection drops every so many seconds: 30 %, or 5 %, in 5 minutes.
+        No organisation alone is told of, and the fleet is, once."""
+        series = []
+        for number in range(400):
+            labels = f'job="vizora-realtime",instance="{number % 2}",organization_id="o-{number}"'
+            counts = [(at * 15 + number) // seconds for at in range(61)]
+            series += [
+                {"series": f'vizora_realtime_ws_connections_total{{{labels},status="disconnected"}}',
+                 "values": " ".join(map(str, counts))},
+                {"series": f'vizora_realtime_ws_connections_active{{{labels},kind="device"}}', "values": "50x60"},
+            ]  # fmt: skip
+        series.append({"series": 'up{job="vizora-realtime",instance="0"}', "values": "1x60"})
+        labels = (
+            'ALERTS{alertname="ConnectionDrops",alertstate="firing",form="fleet",job="vizora-realtime",severity="info"}'
+        )
+        firing = {"expr": "ALERTS", "eval_time": "14m", "exp_samples": [{"labels": labels, "value": 1}] * fires}
+        test = {"interval": "15s", "input_series": series, "promql_expr_test": [firing]}
+        files = {"rule_files": [str(PROMETHEUS / "alerts.yml")], "evaluation_interval": "30s", "tests": [test]}
+        (tmp_path / "test.yml").write_text(json.dumps(files))
+        code, output = run("promtool", "test", "rules", tmp_path / "test.yml")
+        assert code == 0, output
+
     @pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: f"{alert.name}-{alert.form}")
     def test_unit_tests_see_what_no_longer_fires(self, alert: alerts.Alert, tmp_path: Path) -> None:
         """Each rule, made unable to fire, fails its test; made to fire at anything, its quiet one."""
