@@ -52,6 +52,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     plays_per_minute: NotNegative = 2_400
     packets_per_minute: NotNegative = 600
     handshakes_per_second: NotNegative = 2_500
+    unidentified_per_address: NotNegative = 1_000
     handshake_wait_seconds: Annotated[float, Meta(ge=0, le=60)] = 5.0
     connections_per_minute: NotNegative = 30
     connections_per_address_per_minute: NotNegative = 0

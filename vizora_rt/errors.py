@@ -110,6 +110,8 @@ REQUEST_TIMEOUT = Refusal("REQUEST_TIMEOUT", "request timeout", 408, retryable=T
 CONTENT_TOO_LARGE = Refusal("CONTENT_TOO_LARGE", "content too large", 413)
 URI_TOO_LONG = Refusal("URI_TOO_LONG", "URI too long", 414)
 UPGRADE_REQUIRED = Refusal("UPGRADE_REQUIRED", "upgrade required", 426)
+TOO_MANY_FIELDS = Refusal("TOO_MANY_FIELDS", "too many header fields, cookies or query parameters", 431)
+TOO_MANY_CHUNKS = Refusal("TOO_MANY_CHUNKS", "the body comes in too many chunks", 413)
 HEADERS_TOO_LARGE = Refusal("HEADERS_TOO_LARGE", "request header fields too large", 431)
 INTERNAL = Refusal("INTERNAL", "internal error", 500, retryable=True)
 HTTP_VERSION = Refusal("HTTP_VERSION", "HTTP version not supported", 505)

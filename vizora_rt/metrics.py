@@ -113,6 +113,7 @@ OPERATION = Label("operation", (
 LIMITS = (
     *config.Limits.__struct_fields__,
     "max_device_series", "max_organization_series", "pending_commands", "pending_bytes",
+    "header_fields", "body_chunks", "unfinished_bytes", "unidentified_per_second",
     "commands_waiting", "command_states", "plays_boots", "plays_holes", "plays_entries", "plays_share",
 )
 """The keys of [limits], then limits that are keys of other sections or constants."""

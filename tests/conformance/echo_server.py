@@ -52,7 +52,15 @@ class Echo:
     def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None:
         refused(NOT_FOUND)
 
-    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
+    def connections_of(self, address: str) -> int:
+        return 0
+
+    def forgo(self, address: str) -> None:
+        pass
+
+    def greet(
+        self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted, waits: Waits
+    ) -> None:
         greeted(NOT_FOUND)
 
     def handshaken(self, ns: int, path: str) -> None:

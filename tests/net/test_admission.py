@@ -20,6 +20,7 @@ from tests.net.peers import (
     device_token,
     dial,
     dial_device,
+    frame,
     refusal,
     until,
     upgrade,
@@ -382,6 +383,66 @@ class TestLimits:
         before = node.gateway.connections
         await client.leave()
         await until(lambda: node.gateway.connections < before)
+
+
+class TestUnidentified:
+    """Socket.IO clients that have not said who they are have a budget of their own."""
+
+    PATH = "/socket.io/?EIO=4&transport=websocket"
+
+    async def greet(self, node: Node) -> tuple[int, Wire]:
+        wire = await Wire.open(node.port)
+        await wire.send(upgrade("", self.PATH, Authorization=""))
+        return (await wire.response())[0], wire
+
+    async def test_those_who_never_say_it_take_nothing_of_the_others(self, opened: Open) -> None:
+        node = await opened(limits={"handshakes_per_second": 40, "handshake_wait_seconds": 0})
+        greeted = [await self.greet(node) for _ in range(30)]
+        assert [status for status, _ in greeted].count(503) >= 20
+        assert node.counter("limits_exceeded_total", "unidentified_per_second") >= 20
+        for number in range(2):
+            await dial_device(node.port, f"screen-{number}")
+        assert node.counter("limits_exceeded_total", "handshakes_per_second") == 0
+        for _, wire in greeted:
+            await wire.close()
+        await until(lambda: not node.gateway._admission._unidentified)
+
+    async def test_who_says_it_gives_its_share_back(self, opened: Open) -> None:
+        """And then takes its turn among all the others."""
+        node = await opened(limits={"handshakes_per_second": 1, "handshake_wait_seconds": 5})
+        await dial_device(node.port, "screen-1")
+        wires = []
+        for number in (2, 3):
+            status, wire = await self.greet(node)
+            assert status == 101
+            assert (await wire.frame())[1].startswith(b"0{")
+            await wire.send(frame(0x1, b"40" + json.dumps({"token": device_token(f"screen-{number}")}).encode()))
+            wires.append(wire)
+            if number == 2:
+                await until(lambda: node.gauge("ws_handshakes_waiting") == 1)
+                await wire.close()  # it leaves its place
+                await until(lambda: node.gauge("ws_handshakes_waiting") == 0)
+        assert node.counter("limits_exceeded_total", "unidentified_per_second") == 0
+        assert (await wires[1].frame())[1].startswith(b"40{")
+        assert node.counter("ws_connections_total", "acme", "connected") == 2
+        await wires[1].close()
+
+    async def test_those_of_one_address_at_a_time(self, opened: Open) -> None:
+        node = await opened(limits={"unidentified_per_address": 2})
+        greeted = [await self.greet(node) for _ in range(4)]
+        assert [status for status, _ in greeted] == [101, 101, 429, 429]
+        assert node.counter("limits_exceeded_total", "unidentified_per_address") == 2
+        await greeted[0][1].close()
+        await until(lambda: node.http.exchanges <= 1)
+        status, wire = await self.greet(node)
+        assert status == 101
+        await wire.send(frame(0x1, b"40" + json.dumps({"token": device_token("screen-1")}).encode()))
+        await until(lambda: node.gateway.connections == 1)
+        status, last = await self.greet(node)  # it is known now
+        assert status == 101
+        for each in (*(each for _, each in greeted), wire, last):
+            await each.close()
+        await until(lambda: not node.gateway._admission._unidentified)
 
 
 class TestTogether:

@@ -32,6 +32,7 @@ from vizora_rt.net import embedded, http
 from vizora_rt.net.answers import Response
 from vizora_rt.net.control import Control
 from vizora_rt.net.control_routes import Routes
+from vizora_rt.wire.http import CONTINUE
 from vizora_rt.wire.proxy import SIGNATURE
 
 SHORT = 0.15
@@ -327,7 +328,7 @@ class TestConnections:
     async def test_there_is_room_for_questions_beside_clients(
         self, opened: Open, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(http, "SPARE_CONNECTIONS", 2)
+        monkeypatch.setattr("vizora_rt.net.places.SPARE", 2)
         node = await opened(limits={"max_connections": 1})
         await dial_device(node.port, "screen-1")
         wires = [await Wire.open(node.port) for _ in range(3)]
@@ -339,6 +340,240 @@ class TestConnections:
             await wires[2].send(request("/health/live"))
             await wires[2].ends()
             raise ConnectionError("it just ended")
+        for wire in wires:
+            await wire.close()
+
+
+SECRET = "k" * 32
+
+
+class TestBodies:
+    """Path, method and key are judged before a body is read; what is kept of bodies is bounded."""
+
+    @pytest.fixture
+    async def control(self, opened: Open) -> Node:
+        node: Node = await opened()
+        Routes(Control(SECRET, node.http, node.store), node.gateway, node.store)
+        return node
+
+    @pytest.mark.parametrize(
+        ("method", "path", "key", "status"),
+        [
+            ("POST", "/nope", SECRET, 404),
+            ("PUT", "/internal/command", SECRET, 405),
+            ("POST", "/internal/command", "", 401),
+            ("POST", "/internal/command", "wrong", 401),
+            ("DELETE", "/internal/device-revoked", "", 401),
+            ("GET", "/devices/a", "", 401),
+            ("POST", "/health", "", 405),
+        ],
+    )
+    @pytest.mark.parametrize("framing", ["Content_Length", "Transfer_Encoding"])
+    @pytest.mark.parametrize("expect", ["", "100-continue"])
+    async def test_refused_before_it_comes(
+        self, control: Node, wire: Wire, method: str, path: str, key: str, status: int, framing: str, expect: str
+    ) -> None:
+        fields = {framing: "1048576" if framing == "Content_Length" else "chunked", "X_Internal_Api_Key": key}
+        await (wire := await Wire.open(control.port)).send(request(path, method, Expect=expect, **fields))
+        found, headers, _ = await wire.response()
+        assert (found, headers["connection"]) == (status, "close")
+        assert await wire.ends() == b""
+        await wire.close()
+        await until(lambda: control.http.exchanges == 0)
+
+    async def test_asked_for_when_it_is_wanted(self, control: Node) -> None:
+        wire = await Wire.open(control.port)
+        body = '{"deviceId":"a","command":{"type":"reload"}}'
+        head = request("/internal/command", "POST", X_Internal_Api_Key=SECRET, Content_Length=str(len(body)))
+        await wire.send(head.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+        assert await wire.reader.readexactly(len(CONTINUE)) == CONTINUE
+        assert control.http.unfinished.known == 0
+        await wire.send(body[:10].encode())
+        await until(lambda: control.http.unfinished.known == 10)
+        await wire.send(body[10:].encode())
+        assert (await wire.response())[0] == 202
+        unfinished = control.http.unfinished
+        assert (unfinished.known, unfinished.unknown) == (0, 0)
+        await wire.close()
+
+    @pytest.mark.parametrize("chunked", [False, True])
+    async def test_what_no_route_wants_is_not_kept(self, node: Node, wire: Wire, chunked: bool) -> None:
+        body = b"x" * 500_000
+        framing = {"Transfer_Encoding": "chunked"} if chunked else {"Content_Length": str(len(body))}
+        await wire.send(request("/health", **framing))
+        await wire.send(b"7a120\r\n" + body[:-1] if chunked else body[:-1])
+        assert await settles(lambda: node.http.unfinished.unknown) < 100
+        await wire.send(b"x\r\n0\r\n\r\n" if chunked else b"x")
+        assert (await wire.response())[0] == 200
+        await wire.send(request("/health/live"))
+        assert (await wire.response())[0] == 200
+
+    async def test_bodies_of_all_callers_together(self, control: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        control.http.unfinished.limit = 100_000
+        head = request("/internal/command", "POST", X_Internal_Api_Key=SECRET, Content_Length="60000")
+        wires = [await Wire.open(control.port) for _ in range(2)]
+        for number, wire in enumerate(wires):
+            await wire.send(head + b"x" * 50_000)
+            await until(lambda number=number: control.http.unfinished.known == 50_000 * (number + 1))  # type: ignore[misc]
+        other = await Wire.open(control.port)
+        await other.send(head + b"x")
+        status, fields, body = await other.response()
+        assert (status, json.loads(body)["code"], fields["connection"]) == (503, "OVERLOADED", "close")
+        assert int(fields["retry-after"]) > 0
+        assert limited(control, "unfinished_bytes") == 1
+        # Others do not wait for them.
+        quick = await Wire.open(control.port)
+        await quick.send(request("/health/live"))
+        assert (await quick.response())[0] == 200
+        await wires[0].close()
+        await until(lambda: control.http.unfinished.known == 50_000)
+        await wires[1].send(b"x" * 10_000)
+        assert (await wires[1].response())[0] == 400
+        for wire in (*wires, other, quick):
+            await wire.close()
+        await until(lambda: control.http.unfinished.known == control.http.unfinished.unknown == 0)
+
+    async def test_heads_of_all_clients_together(self, node: Node) -> None:
+        node.http.unfinished.limit = 25_000
+        wires = [await Wire.open(node.port) for _ in range(3)]
+        for wire in wires:
+            await wire.send(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 10_000)
+        await until(lambda: limited(node, "unfinished_bytes") == 1)
+        whole = await Wire.open(node.port)
+        await whole.send(request("/health/live"))
+        assert (await whole.response())[0] == 200
+        for wire in (*wires, whole):
+            await wire.close()
+        await until(lambda: node.http.unfinished.unknown == 0)
+
+    async def test_what_waits_behind_a_request_counts(self, node: Node) -> None:
+        node.http.unfinished.limit = 25_000
+        release = asyncio.Event()
+
+        async def slow(*_: Any) -> Response:
+            await release.wait()
+            return Response(200)
+
+        node.http.add("GET", "/health/live", slow)
+        wires = [await Wire.open(node.port) for _ in range(3)]
+        for wire in wires:
+            await wire.send(request("/health/live") + b"x" * 10_000)
+        await until(lambda: limited(node, "unfinished_bytes") == 1)
+        release.set()
+        for wire in wires:
+            await wire.close()
+        await until(lambda: node.http.unfinished.unknown == node.http.exchanges == 0)
+
+    async def test_a_body_counts_until_it_is_answered(self, control: Node) -> None:
+        release = asyncio.Event()
+
+        async def slow(*_: Any) -> Response:
+            await release.wait()
+            return Response(200)
+
+        control.http.add("POST", "/health/live", slow, lambda *_: None)
+        wire = await Wire.open(control.port)
+        await wire.send(request("/health/live", "POST", "x" * 1000))
+        await until(lambda: control.http.unfinished.known == 1000)
+        await wire.close()  # it is finished all the same
+        other = await Wire.open(control.port)
+        await other.send(request("/health/live"))
+        assert (await other.response())[0] == 200
+        assert control.http.unfinished.known == 1000
+        release.set()
+        await until(lambda: control.http.unfinished.known == 0)
+        await other.close()
+
+    async def test_chunks_of_one_byte_are_read_in_turns(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another client is answered while they are read, and there is an end to them."""
+        monkeypatch.setattr("vizora_rt.wire.http.CHUNKS_AT_ONCE", 50)
+        flood, other = await Wire.open(node.port), await Wire.open(node.port)
+        sending = asyncio.create_task(
+            flood.send(request("/status", Transfer_Encoding="chunked") + b"1\r\nx\r\n" * 1_000_000)
+        )
+        answers = 0
+        while not limited(node, "body_chunks"):
+            await other.send(request("/health/live"))
+            assert (await other.response())[0] == 200
+            answers += 1
+        assert answers > 20
+        status, _, body = await flood.response()
+        assert (status, json.loads(body)["code"]) == (413, "TOO_MANY_CHUNKS")
+        await flood.close()
+        await asyncio.wait([sending])
+        sending.exception()
+        await other.close()
+
+    async def test_chunks_to_nowhere_are_not_read(self, node: Node) -> None:
+        wire = await Wire.open(node.port)
+        sending = asyncio.create_task(
+            wire.send(request("/nope", "POST", Transfer_Encoding="chunked") + b"1\r\nx\r\n" * 1_000_000)
+        )
+        assert (await wire.response())[0] == 404
+        assert limited(node, "body_chunks") == 0
+        await wire.close()
+        await asyncio.wait([sending])
+        sending.exception()
+
+
+class TestPlacesOfAddresses:
+    """Real sockets of several addresses of this machine."""
+
+    @staticmethod
+    async def connect(node: Node, address: str) -> Wire:
+        stream = socket.socket()
+        stream.bind((address, 0))
+        stream.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(stream, ("127.0.0.1", node.port))
+        return Wire(*await asyncio.open_connection(sock=stream))
+
+    async def test_who_says_nothing_makes_room(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vizora_rt.net.places.SPARE", 2)
+        node = await opened(limits={"max_connections": 8})
+        silent = [await self.connect(node, "127.0.0.9") for _ in range(30)]
+        await until(lambda: limited(node, "max_connections") == 20)
+        honest = [await self.connect(node, f"127.0.0.{number}") for number in range(10, 14)]
+        for number, wire in enumerate(honest):
+            await wire.send(upgrade(device_token(f"screen-{number}")))
+            assert (await wire.response())[0] == 101
+        assert node.gateway.connections == 4
+        asking = await self.connect(node, "127.0.0.20")
+        await asking.send(request("/health/live"))
+        assert (await asking.response())[0] == 200
+        for wire in (*silent, *honest, asking):
+            await wire.close()
+
+    @pytest.mark.parametrize("said", [b"", b"GET / HT", request("/health/live"), b"greet"])
+    async def test_an_address_has_so_many_whatever_it_says(
+        self, opened: Open, monkeypatch: pytest.MonkeyPatch, said: bytes
+    ) -> None:
+        monkeypatch.setattr("vizora_rt.net.places.SPARE", 2)
+        node = await opened(limits={"connections_per_address": 3})
+        if said == b"greet":
+            said = upgrade("", "/socket.io/?EIO=4&transport=websocket")
+        wires = [await self.connect(node, "127.0.0.9") for _ in range(9)]
+        await until(lambda: limited(node, "connections_per_address") == 4)
+        assert node.http.exchanges == 5
+        for wire in wires[:5]:
+            await wire.send(said)
+        other = await self.connect(node, "127.0.0.10")
+        await other.send(upgrade(device_token("screen-1")))
+        assert (await other.response())[0] == 101
+        for wire in (*wires, other):
+            await wire.close()
+
+    async def test_a_proxy_is_no_address(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vizora_rt.net.places.SPARE", 1)
+        server = {"workers": 1, "trusted_proxies": ("127.0.0.9",), "proxy_protocol": True}
+        node = await opened(server=server, limits={"connections_per_address": 1})
+        wires = [await self.connect(node, "127.0.0.9") for _ in range(5)]
+        await until(lambda: node.http.exchanges == 5)
+        for wire in wires[:3]:
+            await wire.send(proxy_header("192.0.2.7", 2))
+        await until(lambda: limited(node, "connections_per_address") == 1)
+        await wires[3].send(proxy_header("192.0.2.8", 2) + request("/health/live"))
+        assert (await wires[3].response())[0] == 200
+        assert node.http.exchanges == 4
         for wire in wires:
             await wire.close()
 
@@ -367,7 +602,7 @@ class TestHalfClosed:
         await until(lambda: node.http.exchanges == 0)
 
     @pytest.mark.parametrize("before", [b"", request("/health"), request("/health/live"), request("/health") * 3])
-    @pytest.mark.parametrize("part", [b"GET", b"GET /health HTTP/1.1\r\n", request("/status", "POST", "{}")[:-1]])
+    @pytest.mark.parametrize("part", [b"GET", b"GET /health HTTP/1.1\r\n", request("/status", body="{}")[:-1]])
     async def test_part_of_a_request(self, node: Node, wire: Wire, before: bytes, part: bytes) -> None:
         wire.writer.write(before + part)
         wire.writer.write_eof()
@@ -448,7 +683,7 @@ class TestCallersThatLeave:
 
     async def test_a_place_is_taken_until_it_is_finished(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
         """Else who asks and leaves, again and again, has as much done at once as it likes."""
-        monkeypatch.setattr(http, "SPARE_CONNECTIONS", 2)
+        monkeypatch.setattr("vizora_rt.net.places.SPARE", 2)
         node = await opened(limits={"max_connections": 1})
         release = asyncio.Event()
 
@@ -482,7 +717,7 @@ class TestLimits:
     async def test_the_answer_is_not_lost_while_more_comes(self, node: Node, wire: Wire) -> None:
         # Closing a socket with unread bytes resets it, and a reset takes the answer away from the client.
         await wire.send(b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 1_000_000)
-        await self.refused(node, wire, 431, "HEADERS_TOO_LARGE", "header_bytes")
+        await self.refused(node, wire, 431, "TOO_MANY_FIELDS", "header_fields")
 
     async def test_a_target_that_is_too_long(self, node: Node, wire: Wire) -> None:
         await wire.send(b"GET /" + b"x" * 20_000)
@@ -503,14 +738,19 @@ class TestLimits:
         await self.refused(node, wire, 408, "REQUEST_TIMEOUT", "handshake_seconds")
 
     @pytest.mark.parametrize(
-        ("path", "pattern"),
-        [("/status?x", "/status"), ("/nope", "unmatched"), ("/ws", "/ws"), ("/socket.io/?EIO=4", "/socket.io/")],
+        ("method", "path", "pattern"),
+        [
+            ("GET", "/status?x", "/status"),
+            ("HEAD", "/health", "/health"),
+            ("POST", "/ws", "/ws"),
+            ("POST", "/socket.io/?EIO=4", "/socket.io/"),
+        ],
     )
-    async def test_a_slow_body(self, opened: Open, path: str, pattern: str) -> None:
+    async def test_a_slow_body(self, opened: Open, method: str, path: str, pattern: str) -> None:
         node = await opened(limits={"handshake_seconds": SHORT})
         wire = await Wire.open(node.port)
-        await wire.send(request(path, "POST", Content_Length="2") + b"x")
-        await self.refused(node, wire, 408, "REQUEST_TIMEOUT", "handshake_seconds", "POST", pattern)
+        await wire.send(request(path, method, Content_Length="2") + b"x")
+        await self.refused(node, wire, 408, "REQUEST_TIMEOUT", "handshake_seconds", method, pattern)
 
     async def test_a_request_that_is_slow_although_the_first_was_not(self, opened: Open) -> None:
         node = await opened(limits={"handshake_seconds": SHORT})

@@ -25,9 +25,9 @@ from vizora_rt import config, errors
 from vizora_rt.app import auth, commands, content_errors, play_script, screenshots
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import NOTICE, OTHER
-from vizora_rt.net import control_routes, delivery, devices, embedded
+from vizora_rt.net import control_routes, delivery, devices, embedded, places
 from vizora_rt.net.control import KEPT_SECONDS
-from vizora_rt.wire import bodies, payloads
+from vizora_rt.wire import bodies, http, payloads
 
 PAGE = Page.read(Path(__file__).parents[2] / "docs" / "protocol.md")
 ENV = {**SECRETS, "INTERNAL_API_SECRET": API_KEY}
@@ -410,6 +410,11 @@ class TestLimits:
         told = {what: int(number) for what, number, _ in PAGE.rows("Those that are not configured:")}
         assert told == {
             "characters of a token": auth.MAX_TOKEN,
+            "header fields of a request": http.MAX_FIELDS,
+            "cookies of a request": http.MAX_COOKIES,
+            "parameters of a query": http.MAX_PARAMETERS,
+            "chunks of a body": http.MAX_CHUNKS,
+            "bytes of unfinished requests": places.UNFINISHED_BYTES,
             "plays in a batch": payloads.MAX_PLAYS,
             "bytes of an image": screenshots.MAX_IMAGE,
             "bytes of a message with an image": delivery.SCREENSHOT_BYTES,

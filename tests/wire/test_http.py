@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from vizora_rt import errors
 from vizora_rt.errors import Refusal
 from vizora_rt.wire.http import (
+    CHUNKS_AT_ONCE,
     CONTINUE,
+    MAX_CHUNKS,
     Request,
     RequestParser,
     accepts_gzip,
@@ -102,6 +104,10 @@ GOOD: dict[str, tuple[bytes, str, str, bytes]] = {
         b"ok",
     ),
     "upgrade with a body": (UPGRADE[:-2] + b"Content-Length: 3\r\n\r\nabc", "GET", "/ws", b"abc"),
+    "fields at the limit": (b"GET / HTTP/1.1\r\nHost:\r\n" + b"a:\r\n" * 99 + b"\r\n", "GET", "/", b""),
+    "parameters at the limit": (lines(b"GET /?" + b"&" * 99 + b" HTTP/1.1", b"Host: h"), "GET", "/", b""),
+    "cookies at the limit": (lines(b"GET / HTTP/1.1", b"Host: h", b"Cookie: " + b";" * 179), "GET", "/", b""),
+    "trailers at the limit": (post(CHUNKED, body=b"0\r\n" + b"a:\r\n" * 100 + b"\r\n"), "POST", "/p", b""),
     "head at the limit": (
         b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"a" * (HEADER_LIMIT - 32) + b"\r\n\r\n",
         "GET",
@@ -190,6 +196,16 @@ BAD: dict[str, tuple[bytes, Refusal]] = {
         errors.HEADERS_TOO_LARGE,
     ),
     "many fields": (lines(b"GET / HTTP/1.1", b"Host: h", *[b"a: b"] * 200), errors.HEADERS_TOO_LARGE),
+    "one field too many": (b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 101 + b"\r\n", errors.TOO_MANY_FIELDS),
+    "one field too many, then none": (b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 102 + b"\0", errors.TOO_MANY_FIELDS),
+    "none, and many": (b"GET / HTTP/1.1\r\na:\r\n\0:\r\n" + b"a:\r\n" * 110, errors.BAD_REQUEST),
+    "many parameters": (lines(b"GET /?" + b"&" * 100 + b" HTTP/1.1", b"Host: h"), errors.TOO_MANY_FIELDS),
+    "many cookies": (lines(b"GET / HTTP/1.1", b"Host: h", b"Cookie: " + b";" * 180), errors.TOO_MANY_FIELDS),
+    "cookies in many fields": (
+        lines(b"GET / HTTP/1.1", b"Host: h", *[b"Cookie: " + b";" * 59] * 3 + [b"Cookie:;"]),
+        errors.TOO_MANY_FIELDS,
+    ),
+    "one trailer too many": (post(CHUNKED, body=b"0\r\n" + b"a:\r\n" * 101), errors.TOO_MANY_FIELDS),
     "target over": (lines(b"GET /" + b"a" * HEADER_LIMIT + b" HTTP/1.1", b"Host: h"), errors.URI_TOO_LONG),
     "target without end": (b"GET /" + b"a" * HEADER_LIMIT, errors.URI_TOO_LONG),
     "empty lines for ever": (b"\r\n" * HEADER_LIMIT, errors.URI_TOO_LONG),
@@ -384,6 +400,54 @@ def test_repr_shows_no_secret() -> None:
     shown = repr(request(lines(b"GET /ws?token=sesame HTTP/1.1", b"Host: h", b"Authorization: Bearer sesame")))
     assert "sesame" not in shown
     assert "GET /ws" in shown
+
+
+class TestChunks:
+    def test_a_body_of_many_is_read_in_turns(self) -> None:
+        machine = RequestParser(HEADER_LIMIT, 100_000)
+        count = 3 * CHUNKS_AT_ONCE + 7
+        outcome = machine.feed(post(CHUNKED, body=b"1\r\nx\r\n" * count + b"0\r\n\r\n" + UPGRADE))
+        turns = 0
+        while outcome is None:
+            assert machine.more
+            assert len(machine._body) <= (turns + 1) * CHUNKS_AT_ONCE
+            outcome, turns = machine.feed(b""), turns + 1
+        assert isinstance(outcome, Request)
+        assert (outcome.body, machine.rest, machine.more, turns) == (b"x" * count, UPGRADE, False, 3)
+
+    def test_no_more_than_the_limit(self) -> None:
+        for count, refusal in ((MAX_CHUNKS - 1, None), (MAX_CHUNKS, errors.TOO_MANY_CHUNKS)):
+            machine = RequestParser(HEADER_LIMIT, 100_000)
+            outcome = machine.feed(post(CHUNKED, body=b"1\r\nx\r\n" * count + b"0\r\n\r\n"))
+            while outcome is None:
+                outcome = machine.feed(b"")
+            assert outcome is refusal if refusal else isinstance(outcome, Request)
+
+    @pytest.mark.parametrize("size", [1, 7, 1000])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            post(b"Content-Length: 3000", body=b"x" * 3000),
+            post(CHUNKED, body=b"3e8\r\n" + b"x" * 1000 + b"\r\n5dc\r\n" + b"y" * 1500 + b"\r\n0\r\na: b\r\n\r\n"),
+        ],
+    )
+    def test_a_body_that_nobody_wants_is_not_kept(self, body: bytes, size: int) -> None:
+        machine = RequestParser(HEADER_LIMIT, 3000)
+        head = body.index(b"\r\n\r\n") + 4
+        assert machine.feed(body[: head + 1]) is None
+        machine.discard_body()
+        outcome, rest = None, (body + UPGRADE)[head + 1 :]
+        while outcome is None:
+            outcome, rest = machine.feed(rest[:size]), rest[size:]
+            assert machine.held <= size + 5  # the line of a chunk
+        assert isinstance(outcome, Request)
+        assert (outcome.body, machine.rest + rest) == (b"", UPGRADE)
+
+    def test_too_large_is_too_large_also_when_nobody_wants_it(self) -> None:
+        machine = parser()
+        assert machine.feed(post(CHUNKED)) is None
+        machine.discard_body()
+        assert machine.feed(b"40\r\n" + b"x" * 64 + b"\r\n1\r\n") is errors.CONTENT_TOO_LARGE
 
 
 class TestExpect:
@@ -777,4 +841,4 @@ class TestAnything:
 
 
 def held(machine: RequestParser) -> int:
-    return len(machine._pending) + len(machine._body) + len(machine.rest)
+    return machine.held

@@ -26,6 +26,10 @@ Refused = Callable[[Refusal], None]
 
 UNKNOWN_ORGANIZATION: Final = ""
 
+UNIDENTIFIED_PART: Final = 2
+"""Which part of the budget of handshakes those have, in a budget of their own, who only say later who they are. To let
+one in costs half of a handshake; one that then shows a token gives its share back."""
+
 RETRY_AFTER: Final = 5
 """Seconds in `Retry-After` of a refusal that will pass: long enough for a restart, short for a dark screen."""
 
@@ -54,6 +58,12 @@ class Admission:
             else Turns(memoryview(bytearray(MEMORY_BYTES)), per_second)
         )
         self._line = Line(self._budget, whole, per_second, limits.handshake_wait_seconds)
+        unidentified = max(1.0, per_second / UNIDENTIFIED_PART) if per_second else 0
+        self._unidentified_budget = Budget(unidentified)
+        own = Turns(memoryview(bytearray(MEMORY_BYTES)), unidentified)
+        self._unidentified_line = Line(self._unidentified_budget, own, unidentified, limits.handshake_wait_seconds)
+        self._unidentified: dict[str, int] = {}
+        self._unidentified_of_one = limits.unidentified_per_address
         self._per_token = Meter(limits.connections_per_minute)
         self._per_address = Meter(limits.connections_per_address_per_minute)
         self._max_per_address = limits.connections_per_address
@@ -74,17 +84,38 @@ class Admission:
         self._together(partial(self._knock, request, address, admitted, refused, waits), refused)
 
     def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None:
-        """The same of somebody who only asks for a connection, and is then to `arrive`."""
+        """The same of a client that only asks for a connection, and says later who it is: then it is to `arrive`, or to
+        `forgo` when it leaves. It takes nothing from the budget of those who have said it."""
         refusal = self._crowded(address)
-        if refusal is None:
-            self._wait(0, UNKNOWN_ORGANIZATION, enter, refused, waits)
-        else:
+        of_one = self._unidentified_of_one
+        if refusal is None and of_one and self._unidentified.get(address, 0) >= of_one:
+            refusal = self.limited("unidentified_per_address", errors.RATE_LIMITED)
+        if refusal is not None:
             refused(self.reject(refusal, UNKNOWN_ORGANIZATION))
+            return
 
-    def arrive(self, request: Request, token: str | None, address: str, admitted: Admitted, refused: Refused) -> None:
+        def counted() -> None:
+            self._unidentified[address] = self._unidentified.get(address, 0) + 1
+            enter()
+
+        limit = "unidentified_per_second"
+        self._wait(self._unidentified_line, limit, 0, UNKNOWN_ORGANIZATION, counted, refused, waits)
+
+    def forgo(self, address: str) -> None:
+        """A client that had its connection has left, and never said who it was."""
+        rest = self._unidentified[address] - 1
+        if rest:
+            self._unidentified[address] = rest
+        else:
+            del self._unidentified[address]
+
+    def arrive(
+        self, request: Request, token: str | None, address: str, admitted: Admitted, refused: Refused, waits: Waits
+    ) -> None:
         """Decide on a client that has its connection and now says who it is: with a token, or the cookie of the
         request that it came with."""
-        self._together(partial(self._introduce, request, token, address, admitted, refused), refused)
+        self.forgo(address)
+        self._together(partial(self._introduce, request, token, address, admitted, refused, waits), refused)
 
     def _together(self, decide: Callable[[], None], refused: Refused) -> None:
         self._arrived.append((decide, refused))
@@ -116,32 +147,41 @@ class Admission:
             identity = self.identify(request, token, by_cookie, refused)
             if identity is not None:
                 enter = partial(self.enter, identity, token, address, admitted, refused)
-                self._wait(key_of(identity.id), identity.organization_id, enter, refused, waits)
+                self._wait_known(identity, enter, refused, waits)
         else:
             refused(self.reject(refusal, UNKNOWN_ORGANIZATION))
 
     def _introduce(
-        self, request: Request, token: str | None, address: str, admitted: Admitted, refused: Refused
+        self, request: Request, token: str | None, address: str, admitted: Admitted, refused: Refused, waits: Waits
     ) -> None:
         by_cookie = token is None
         token = request.cookie(auth.COOKIE) or "" if token is None else token
         identity = self.identify(request, token, by_cookie, refused)
         if identity is None:
-            self._budget.give_back()
+            return
+        self._unidentified_budget.give_back()
+        if self.draining:
+            refused(self.reject(errors.DRAINING, identity.organization_id))
         else:
-            self.enter(identity, token, address, admitted, refused)
+            self._wait_known(identity, partial(self.enter, identity, token, address, admitted, refused), refused, waits)
 
-    def _wait(self, key: int, organization: str, enter: Enter, refused: Refused, waits: Waits) -> None:
+    def _wait_known(self, identity: Identity, enter: Enter, refused: Refused, waits: Waits) -> None:
+        key, organization = key_of(identity.id), identity.organization_id
+        self._wait(self._line, "handshakes_per_second", key, organization, enter, refused, waits)
+
+    def _wait(
+        self, line: Line, limit: str, key: int, organization: str, enter: Enter, refused: Refused, waits: Waits
+    ) -> None:
         """Have it wait for its turn, unless it is now."""
 
         def refuse(seconds: int) -> None:
             if self.draining:
                 refused(self.reject(errors.DRAINING, organization))
             else:
-                refusal = self.limited("handshakes_per_second", errors.OVERLOADED, seconds)
+                refusal = self.limited(limit, errors.OVERLOADED, seconds)
                 refused(self.reject(refusal, organization))
 
-        place = self._line.ask(key, partial(self._try, enter, refused), refuse)
+        place = line.ask(key, partial(self._try, enter, refused), refuse)
         if place is not None:
             waits(place)
 
@@ -198,6 +238,10 @@ class Admission:
         else:
             del self._addresses[address]
 
+    def connections_of(self, address: str) -> int:
+        """How many of this address are in, or being checked."""
+        return self._addresses.get(address, 0)
+
     def limited(self, limit: str, refusal: Refusal, retry_after: int = 0) -> Refusal:
         """Count that `limit` was met."""
         self._metrics.counter("limits_exceeded_total", limit).value += 1
@@ -217,11 +261,12 @@ class Admission:
         """Nobody is let in any more."""
         self.draining = True
         self._line.clear()
+        self._unidentified_line.clear()
 
     @property
     def waiting(self) -> int:
         """How many wait for their turn."""
-        return self._line.length
+        return self._line.length + self._unidentified_line.length
 
     def _crowded(self, address: str) -> Refusal | None:
         """Whether somebody is refused whoever it is."""
@@ -233,7 +278,7 @@ class Admission:
     def _full(self, address: str) -> Refusal | None:
         if self.draining:
             return errors.DRAINING
-        if self._inside + self._line.length >= self.limit:
+        if self._inside + self.waiting >= self.limit:
             return self.limited("max_connections", errors.OVERLOADED)
         if self._max_per_address and self._addresses.get(address, 0) >= self._max_per_address:
             return self.limited("connections_per_address", errors.RATE_LIMITED)

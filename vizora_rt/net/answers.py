@@ -37,6 +37,8 @@ class Sender(Protocol):
 
 
 Route = Callable[[Request, Sender], Answer]
+Guard = Callable[[Request, Sender], Answer | None]
+"""Judges a request by its head, before its body is read: a refusal, or None."""
 
 
 def json_response(status: int, value: Any) -> Response:

@@ -149,13 +149,11 @@ class Control:
         kind = Kind(pattern, handler, schema, query, method != "GET")
 
         def route(request: Request, sender: Sender) -> Response | Awaitable[Response]:
-            if not self._allowed(request):
-                return refuse(errors.API_KEY_INVALID)
             if self._closing:
                 return refuse(errors.DRAINING)  # before anything is done: the caller may go elsewhere with it
             return self._begin(request, sender, kind)
 
-        self._server.add(method, pattern, route)
+        self._server.add(method, pattern, route, self._guard)
 
     async def close(self, seconds: float = CALL_SECONDS) -> None:
         """Begin no more calls, and wait up to `seconds` for those under way. They leave their caller an answer, their
@@ -170,6 +168,10 @@ class Control:
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
+
+    def _guard(self, request: Request, sender: Sender) -> Response | None:
+        """The key is asked for before a body is read."""
+        return None if self._allowed(request) else refuse(errors.API_KEY_INVALID)
 
     def _allowed(self, request: Request) -> bool:
         given = request.headers.get(KEY_HEADER, "").encode("latin-1", "replace")

@@ -155,6 +155,10 @@ class Gateway:
         """How many clients are connected."""
         return len(self._connections)
 
+    def connections_of(self, address: str) -> int:
+        """How many clients of this address are connected, or being checked."""
+        return self._admission.connections_of(address)
+
     def admit(self, request: Request, address: str, settle: Settle, waits: Waits) -> None:
         """Decide on an opening handshake. `settle` is called once, perhaps later: with a connection to attach, or with
         a refusal. `waits` is given its place in the line meanwhile."""
@@ -170,8 +174,15 @@ class Gateway:
         """Decide on a client before it says who it is. One of the two is called once, perhaps later."""
         self._admission.knock(address, enter, refused, waits)
 
-    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
-        """Decide on a Socket.IO client's CONNECT packet. `greeted` is called once, perhaps later."""
+    def forgo(self, address: str) -> None:
+        """A client has left that was let in and never said who it is."""
+        self._admission.forgo(address)
+
+    def greet(
+        self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted, waits: Waits
+    ) -> None:
+        """Decide on a Socket.IO client's CONNECT packet. `greeted` is called once, perhaps later; `waits` is given its
+        place in the line meanwhile."""
 
         def admitted(identity: Identity, claim: Claim) -> None:
             connection = Connection(self, self._terms, identity, address, socketio.DIALECT, session)
@@ -179,7 +190,7 @@ class Gateway:
             greeted(connection)
             self._enter(connection, claim)
 
-        self._admission.arrive(request, hello.token, address, admitted, greeted)
+        self._admission.arrive(request, hello.token, address, admitted, greeted, waits)
 
     def _enter(self, connection: Connection, claim: Claim) -> None:
         """Count it, supersede whoever held the device, send `config`: one write with the handshake's answer."""

@@ -15,6 +15,7 @@ from vizora_rt import errors
 from vizora_rt.config import Config
 from vizora_rt.errors import Close, Refusal
 from vizora_rt.net.connection import CLOSE_SECONDS, DIRECT_BYTES, FLOOD_SECONDS, FRAMES, MESSAGE_BYTES, Connection
+from vizora_rt.net.line import Place, Waits
 from vizora_rt.net.reading import BoundedReader
 from vizora_rt.net.timers import Wheel
 from vizora_rt.net.turn_queue import TurnQueue
@@ -45,8 +46,14 @@ CLOSES: Final = {
 class Host(Protocol):
     """Who decides on CONNECT packets: the gateway."""
 
-    def greet(self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted) -> None:
-        """Decide who it is. `greeted` is called once, perhaps later, with a connection to attach or a refusal."""
+    def forgo(self, address: str) -> None:
+        """A client has left that never said who it is."""
+
+    def greet(
+        self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted, waits: Waits
+    ) -> None:
+        """Decide who it is. `greeted` is called once, perhaps later, with a connection to attach or a refusal; `waits`
+        is given its place in the line meanwhile."""
 
     @property
     def turns(self) -> TurnQueue:
@@ -65,7 +72,7 @@ class Lobby(Protocol):
     @property
     def gateway(self) -> Host: ...
 
-    def greeted(self) -> None:
+    def greeted(self, greeting: "Greeting") -> None:
         """A greeting is over."""
 
     def limited(self, limit: str) -> None:
@@ -76,15 +83,17 @@ class Greeting(BoundedReader):
     """One client that has not said who it is, or is being checked."""
 
     __slots__ = (
-        "_address", "_asking", "_due", "_early", "_flooding", "_frames", "_hello", "_lobby", "_packets", "_queued",
+        "_asking", "_due", "_early", "_flooding", "_frames", "_hello", "_lobby", "_packets", "_place", "_queued",
         "_request", "_room", "_session", "_stalled", "_started",
-        "transport",
+        "counted", "transport",
     )  # fmt: skip
 
     def __init__(self, lobby: Lobby, request: Request, address: str) -> None:
         self._lobby = lobby
         self._request = request
-        self._address = address
+        self.counted = address
+        self._place: Place | None = None
+        """Its place in the line of handshakes, while it waits there."""
         # As much as HTTP takes from who has not said who it is.
         self._session = Session(lobby.config.limits.header_bytes)
         self.transport: asyncio.Transport | None = None
@@ -129,7 +138,8 @@ class Greeting(BoundedReader):
         if hello is not None and session.state == OPEN:
             # Only now: who it is may be known at once, and then all that came behind must wait for it already.
             self._started = perf_counter_ns()
-            self._lobby.gateway.greet(self._request, hello, self._address, session, self._greeted)
+            greet = self._lobby.gateway.greet
+            greet(self._request, hello, self.counted, session, self._greeted, self._waits)
         if session.pending:
             self.read_on()
 
@@ -169,6 +179,18 @@ class Greeting(BoundedReader):
         if self._session.closed_by is errors.TOO_BIG:
             self._lobby.limited("header_bytes")
         self._leave()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has said who it is, and is being checked."""
+        return self._asking
+
+    def give_way(self) -> None:
+        """Its place is needed for another."""
+        transport = self.transport
+        self._leave()
+        if transport is not None:
+            transport.abort()
 
     def on_timer(self, now: float) -> float | None:
         """The end of patience: first with the CONNECT packet, then with the closing handshake."""
@@ -218,6 +240,12 @@ class Greeting(BoundedReader):
         elif self.transport is not None and not self._session.ended:
             self.transport.abort()
 
+    def _waits(self, place: Place) -> None:
+        """It stands in the line of handshakes."""
+        self._place = place
+        if self.transport is None:
+            place.leave()
+
     def _keep(self, payload: str | bytes) -> None:
         """For when it is answered. Who says more is not read until then."""
         self._early.append(payload)
@@ -227,13 +255,15 @@ class Greeting(BoundedReader):
 
     def _greeted(self, outcome: Connection | Refusal) -> None:
         transport = self.transport
+        waited = self._place.waited if self._place is not None else 0
+        self._place = None
         if isinstance(outcome, Connection):
             if transport is None or self._session.state != OPEN:
                 return  # it left meanwhile
             self._leave()
             answer = encode_frame(TEXT, socketio.connected(secrets.token_urlsafe(ID_BYTES)))
             outcome.attach(transport, answer, self._early)
-            self._lobby.gateway.handshaken(perf_counter_ns() - self._started, "/socket.io/")
+            self._lobby.gateway.handshaken(perf_counter_ns() - self._started - waited, "/socket.io/")
         elif outcome.retryable:
             self._end(CLOSES.get(outcome, errors.OVERLOADED_CLOSE))
         else:
@@ -265,4 +295,8 @@ class Greeting(BoundedReader):
     def _leave(self) -> None:
         if self.transport is not None:
             self.transport = None
-            self._lobby.greeted()
+            if self._place is not None:
+                self._place.leave()
+            if not self._started:
+                self._lobby.gateway.forgo(self.counted)
+            self._lobby.greeted(self)

@@ -1,16 +1,17 @@
 """HTTP on the client port: the upgrade at /ws and /socket.io/, and the routes of operators and backends.
 
 A connection serves one request after the other. What a route does may take a while (`Awaitable`); meanwhile nothing
-more is read, nor while the client leaves answers unread. Deadlines are the timer wheel's: a request must be whole 10 s
-after its first byte, an answer taken and a quiet connection gone after a minute.
+more is read, nor while the client leaves answers unread. Path, method and key are judged before a body is read.
+Deadlines are the timer wheel's: a request must be whole 10 s after its first byte, an answer taken and a quiet
+connection gone after a minute.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from time import perf_counter_ns
-from typing import Final, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from vizora_rt import errors, report
 from vizora_rt.app import auth
@@ -18,12 +19,13 @@ from vizora_rt.config import Config
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import Metrics
 from vizora_rt.net.admission import Refused
-from vizora_rt.net.answers import Answer, Response, Route, refuse, segments
+from vizora_rt.net.answers import Answer, Guard, Response, Route, refuse, segments
 from vizora_rt.net.connection import CLOSE_SECONDS, Connection
 from vizora_rt.net.gateway import Settle
 from vizora_rt.net.greeting import Greeting, Host
 from vizora_rt.net.line import Enter, Place, Waits
 from vizora_rt.net.operators import LOOPBACK, Ask, Operators
+from vizora_rt.net.places import Places, Unfinished
 from vizora_rt.net.reading import BoundedReader
 from vizora_rt.net.store import Store
 from vizora_rt.net.timers import Wheel
@@ -36,11 +38,11 @@ KEEP_ALIVE_SECONDS: Final = 75.0
 """Of a quiet connection. Longer than proxies keep one (nginx and AWS' balancers 60 s): who closes last never meets a
 request on its way. Also five of Prometheus' usual scrape intervals."""
 
-SPARE_CONNECTIONS: Final = 100
-"""Beyond `max_connections` of clients: half of the descriptor reserve, for health checks and scrapes at the limit."""
-
 LIMITS: Final = {
     errors.HEADERS_TOO_LARGE: "header_bytes",
+    errors.TOO_MANY_FIELDS: "header_fields",
+    errors.TOO_MANY_CHUNKS: "body_chunks",
+    errors.OVERLOADED: "unfinished_bytes",
     errors.URI_TOO_LONG: "header_bytes",
     errors.CONTENT_TOO_LARGE: "body_bytes",
     errors.REQUEST_TIMEOUT: "handshake_seconds",
@@ -48,6 +50,9 @@ LIMITS: Final = {
 """Which limit a request met that was refused before it was whole."""
 
 UNMATCHED: Final = "unmatched"
+
+Send = Callable[[Request, str, Response], None]
+"""Sends the answer of a request, with its route pattern."""
 
 NATIVE: Final = "/ws"
 SOCKETIO: Final = "/socket.io/"
@@ -57,6 +62,17 @@ NO_ISSUE: Final = frozenset({"/health", "/health/live", "/health/ready", NATIVE,
 
 METHODS: Final = (("Allow", "GET, HEAD, POST, DELETE, OPTIONS"),)
 """What `OPTIONS *` is answered with: what the server as a whole can do (RFC 9110 section 9.3.7)."""
+
+
+class Endpoint(NamedTuple):
+    """A route, and what is asked before a body is read. A request without a guard needs no body: that is read past."""
+
+    route: Route
+    guard: Guard | None = None
+
+
+ELSEWHERE: Final = Endpoint(lambda request, sender: refuse(errors.INTERNAL))
+"""Of the paths of handshakes, which no route answers."""
 
 
 class Door(Host, Protocol):
@@ -69,6 +85,7 @@ class Door(Host, Protocol):
     @property
     def leaving(self) -> bool: ...
 
+    def connections_of(self, address: str) -> int: ...
     def admit(self, request: Request, address: str, settle: Settle, waits: Waits) -> None: ...
     def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None: ...
 
@@ -81,24 +98,40 @@ class Server:
         self.gateway = gateway
         self.metrics = metrics
         self.wheel = wheel
-        self.exchanges = 0
         self.answering: set[asyncio.Task[None]] = set()
         """Requests whose answer takes a while. What was begun is finished, also when the client has left."""
-        self.limit = config.max_connections + SPARE_CONNECTIONS
+        self.places = Places(
+            config.max_connections,
+            config.limits.connections_per_address,
+            lambda: gateway.connections,
+            gateway.connections_of,
+            self.limited,
+        )
+        self.unfinished = Unfinished(config.limits.body_bytes)
         self.proxies = proxy.networks(config.server.trusted_proxies)
         operators = Operators(config, gateway, store, ask).routes
-        self._routes: dict[str, dict[str, Route]] = {path: {"GET": route} for path, route in operators.items()}
-        self._routes["*"] = {"OPTIONS": lambda request, sender: Response(204, headers=METHODS)}
+        self._routes: dict[str, dict[str, Endpoint]] = {}
         self._patterns: dict[tuple[str, ...], str] = {}
         self._second = 0
         self._date = ""
+        for path, route in operators.items():
+            self.add("GET", path, route)
+        self.add("OPTIONS", "*", lambda request, sender: Response(204, headers=METHODS))
 
-    def add(self, method: str, pattern: str, route: Route) -> None:
-        """Take another route. In a pattern the second part is a placeholder: `/devices/{id}/plays`."""
-        self._routes.setdefault(pattern, {})[method] = route
-        first, second, *rest = pattern.split("/")[1:]
-        if second.startswith("{"):
-            self._patterns[(first, *rest)] = pattern
+    @property
+    def exchanges(self) -> int:
+        """How many connections are no client's, or not yet."""
+        return len(self.places)
+
+    def add(self, method: str, pattern: str, route: Route, guard: Guard | None = None) -> None:
+        """Take another route. In a pattern the second part is a placeholder: `/devices/{id}/plays`.
+
+        `guard` judges a request by its head. A body is only kept behind one.
+        """
+        self._routes.setdefault(pattern, {})[method] = Endpoint(route, guard)
+        parts = pattern.split("/")[1:]
+        if len(parts) > 1 and parts[1].startswith("{"):
+            self._patterns[(parts[0], *parts[2:])] = pattern
 
     def exchange(self) -> "Exchange":
         """The protocol of a new TCP connection."""
@@ -126,21 +159,20 @@ class Server:
             self._second, self._date = second, formatdate(second, usegmt=True)
         return self._date
 
-    def answer(self, request: Request, exchange: "Exchange") -> tuple[str, Answer]:
-        """The route pattern and the answer."""
+    def find(self, request: Request, exchange: "Exchange") -> tuple[str, Endpoint | Answer]:
+        """The route pattern, and the route or a refusal: all that the head tells."""
         path = self.pattern(request)
+        if path in (NATIVE, SOCKETIO):
+            return path, ELSEWHERE
         methods = self._routes.get(path)
         if methods is None:
             return path, refuse(errors.NOT_FOUND)
-        route = methods.get("GET" if request.method == "HEAD" else request.method)
-        if route is None:
+        endpoint = methods.get("GET" if request.method == "HEAD" else request.method)
+        if endpoint is None:
             allowed = ", ".join((*methods, "HEAD") if "GET" in methods else methods)
             return path, refuse(errors.METHOD_NOT_ALLOWED, allowed)
-        try:
-            return path, route(request, exchange)
-        except Exception as error:
-            log.exception("route failed", error, path=path)
-            return path, refuse(errors.INTERNAL)
+        refusal = endpoint.guard(request, exchange) if endpoint.guard is not None else None
+        return path, endpoint if refusal is None else refusal
 
     def count(self, method: str, path: str, status: int, ns: int) -> None:
         known = self.metrics.method(method)
@@ -150,9 +182,9 @@ class Server:
             # A 500 is reported as what was raised, a version that we do not speak is the client's.
             report.issue("request failed", str(status), "error", method=known, path=path, status=status)
 
-    def greeted(self) -> None:
+    def greeted(self, greeting: Greeting) -> None:
         """A connection that was upgraded for a greeting is somebody's now, or over."""
-        self.exchanges -= 1
+        self.places.leave(greeting)
 
     def limited(self, limit: str) -> None:
         """Count that `limit` was met."""
@@ -167,14 +199,19 @@ class Exchange(BoundedReader):
         "_deadline",
         "_due",
         "_ended",
+        "_held",
+        "_judged",
+        "_known",
         "_parser",
         "_place",
         "_preface",
         "_server",
+        "_serving",
         "_stalled",
         "_started",
         "_task",
         "address",
+        "counted",
         "proxied",
         "transport",
     )
@@ -187,12 +224,21 @@ class Exchange(BoundedReader):
         self._busy = False
         self._ended = False
         """Whether the client has said that it sends no more."""
+        self._judged = False
+        """Whether the head of the request that comes in was found right."""
+        self._held = 0
+        """Bytes that are kept for it, as they were counted."""
+        self._known = False
+        """Whether they are those of a caller with the key."""
+        self._serving = 0
+        """Bytes of the body that is being served."""
         self._stalled = False
         self._deadline = 0.0
         self._due = 0.0
         self._started = 0
         self._task: asyncio.Task[None] | None = None
         self.address = ""
+        self.counted = ""
         self.proxied = False
         """Whether a proxy said with the PROXY protocol whose connection it is; `address` is then that one's."""
         self._preface: bytes | None = None
@@ -203,12 +249,13 @@ class Exchange(BoundedReader):
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if peer else ""
-        server.exchanges += 1
-        if server.exchanges + server.gateway.connections > server.limit:
-            server.limited("max_connections")
-            self.transport.abort()
+        trusted = proxy.trusts(server.proxies, self.address)
+        self.counted = "" if trusted else self.address  # a proxy stands for many
+        if not server.places.enter(self):
+            transport, self.transport = self.transport, None
+            transport.abort()
             return
-        if server.config.server.proxy_protocol and proxy.trusts(server.proxies, self.address):
+        if server.config.server.proxy_protocol and trusted:
             self._preface = b""
         limits = server.config.limits
         self._parser = RequestParser(limits.header_bytes, limits.body_bytes)
@@ -225,7 +272,7 @@ class Exchange(BoundedReader):
         parser = self._parser
         if parser is None:
             return False
-        if self._task is not None or parser.rest:
+        if self._task is not None or parser.rest or parser.more:
             self._ended = True
             return True
         if parser.started:
@@ -245,12 +292,53 @@ class Exchange(BoundedReader):
         elif self.transport is not None:
             self.transport.resume_reading()
 
+    @property
+    def busy(self) -> bool:
+        """Whether it waits for an answer."""
+        return self._busy
+
+    def give_way(self) -> None:
+        """Its place is needed for another: nothing is under way."""
+        transport = self.transport
+        self._left()
+        if transport is not None:
+            transport.abort()
+
     def _left(self) -> None:
         if self.transport is not None:
             self.transport = None
             self._parser = None
             if self._task is None:  # else it counts until its answer is done
-                self._server.exchanges -= 1
+                self._free()
+
+    def _free(self) -> None:
+        """It takes no place any more, and no memory."""
+        self._serving = 0
+        self._hold()
+        self._server.places.leave(self)
+
+    def _hold(self) -> bool:
+        """Count what is kept for this connection; False when that is more than there is room for."""
+        parser = self._parser
+        held = self._serving + (parser.held if parser is not None else 0)
+        more = held - self._held
+        if not more:
+            return True
+        self._held = held
+        return self._server.unfinished.change(self._known, more) or more < 0
+
+    def _keep(self) -> None:
+        """Keep what has come behind a request until that is answered; if it is too much, the connection ends."""
+        if not self._hold() and self.transport is not None:
+            self._server.limited("unfinished_bytes")
+            self.transport.abort()
+
+    def _know(self, known: bool) -> None:
+        """From now on what is kept counts as that of a caller with the key, or not so."""
+        if known is not self._known:
+            self._server.unfinished.change(self._known, -self._held)
+            self._server.unfinished.change(known, self._held)
+            self._known = known
 
     def _expect(self, seconds: float) -> None:
         """What comes next must have come in `seconds`."""
@@ -291,16 +379,16 @@ class Exchange(BoundedReader):
             parser.rest += data
             if len(parser.rest) > self._server.config.limits.header_bytes:
                 transport.pause_reading()
+            self._keep()
             return
         if not parser.started:
             self._expect(self._server.config.limits.handshake_seconds)
         outcome = parser.feed(data)
         if outcome is None:
-            if self._ended:
-                self._reject(errors.BAD_REQUEST)
-            elif parser.interim:
-                transport.write(parser.interim)
+            if parser.request is None or self._judged or self._judge(parser, parser.request):
+                self._await_more(parser, transport)
             return
+        self._judged = False
         self._started = perf_counter_ns()
         if isinstance(outcome, Refusal):
             self._reject(outcome)
@@ -313,10 +401,46 @@ class Exchange(BoundedReader):
         else:
             self._serve(outcome)
 
+    def _judge(self, parser: RequestParser, request: Request) -> bool:
+        """By its head, before its body is read: whether that may come. Else it is refused, and the connection ends."""
+        path, found = self._server.find(request, self)
+        if isinstance(found, Endpoint):
+            self._judged = True
+            if found.guard is None:
+                parser.discard_body()
+            else:
+                self._know(True)
+            return True
+        self._started = perf_counter_ns()
+        if isinstance(found, Response):
+            self._send_last(request, path, found)
+        elif self.transport is not None:
+            self.transport.pause_reading()
+            self._begin(request, path, found, self._send_last)
+        return False
+
+    def _await_more(self, parser: RequestParser, transport: asyncio.Transport) -> None:
+        """A request is not whole."""
+        if not self._hold():
+            self._reject(errors.OVERLOADED)
+        elif parser.more:
+            # In its turn, after others have had theirs.
+            transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._look_on)
+        elif self._ended:
+            self._reject(errors.BAD_REQUEST)
+        elif parser.interim:
+            transport.write(parser.interim)
+
+    def _look_on(self) -> None:
+        if self._parser is not None and self._parser.more:
+            self.data_received(b"")
+            self.read_on()
+
     def read_on(self) -> None:
         """Read again, unless a request is being answered or waits: then `_go_on` does so after the answer."""
         parser = self._parser
-        waits = parser is not None and (self._busy or bool(parser.rest))
+        waits = parser is not None and (self._busy or bool(parser.rest) or parser.more)
         if self.transport is not None and not self._stalled and not waits:
             self.transport.resume_reading()
 
@@ -330,11 +454,16 @@ class Exchange(BoundedReader):
         data, self._preface = self._preface, None
         if isinstance(header, Refusal):
             if self.address.startswith(LOOPBACK):
+                self._server.places.counts_for(self, self.address)
                 return data  # no proxy: somebody on this machine, whose request it is
             self._reject(header)
             return b""
         self.proxied = True
-        self.address = header.address or self.address
+        if header.address:
+            self.address = header.address
+            if not self._server.places.counts_for(self, header.address):
+                self.give_way()
+                return b""
         return data[header.consumed :]
 
     def client(self, request: Request) -> str:
@@ -352,23 +481,29 @@ class Exchange(BoundedReader):
         self._leave(refusal)
 
     def _leave(self, refusal: Refusal) -> None:
-        """A refusal after which the connection ends.
+        """A refusal after which the connection ends."""
+        self._end(refuse(refusal))
+
+    def _end(self, answer: Response, head: bool = False) -> None:
+        """The last answer.
 
         More of what was refused may be on its way. To close with it unread is a reset, which takes the answer away
         from a client that has not read it yet (RFC 9112 section 9.6): read on until it has seen our end.
         """
-        if self.transport is not None:
-            answer = refuse(refusal)
+        transport = self.transport
+        if transport is not None:
             date = self._server.date()
-            self.transport.write(
-                http.response(answer.status, answer.body, headers=answer.headers, keep_alive=False, date=date)
+            transport.write(
+                http.response(answer.status, answer.body, answer.content_type, answer.headers, False, head, date)
             )
-            self.transport.write_eof()
+            transport.write_eof()
             self._parser = None
             self._busy = False
+            self._serving = 0
+            self._hold()
             self._expect(CLOSE_SECONDS)
             if not self._stalled:
-                self.transport.resume_reading()
+                transport.resume_reading()
 
     # The opening handshake
 
@@ -416,10 +551,15 @@ class Exchange(BoundedReader):
         def enter() -> None:
             transport, parser = self.transport, self._parser
             self._place = None
-            if transport is not None and parser is not None:
-                self.transport = self._parser = None
+            if transport is None or parser is None:
+                server.gateway.forgo(address)
+            else:
+                rest = parser.rest
                 greeting = Greeting(server, request, address)
-                greeting.attach(transport, http.upgrade_response(accept, subprotocol or None), parser.rest)
+                self.transport = self._parser = None
+                self._hold()
+                server.places.replace(self, greeting)
+                greeting.attach(transport, http.upgrade_response(accept, subprotocol or None), rest)
 
         def refused(refusal: Refusal) -> None:
             waited = self._place.waited if self._place is not None else 0
@@ -443,17 +583,40 @@ class Exchange(BoundedReader):
     # Routes
 
     def _serve(self, request: Request) -> None:
-        path, answer = self._server.answer(request, self)
-        if isinstance(answer, Response):
+        server = self._server
+        path, found = server.find(request, self)
+        if isinstance(found, Endpoint):
+            found = self._call(request, path, found)
+        if isinstance(found, Response):
             took = perf_counter_ns() - self._started
-            self._send(request, path, answer)
-            report.traced(report.REQUEST, f"{self._server.metrics.method(request.method)} {path}", took, answer.status)
-            return
-        self._busy = True
-        self._task = asyncio.ensure_future(self._await_answer(request, path, answer))
-        self._server.answering.add(self._task)
+            self._send(request, path, found)
+            report.traced(report.REQUEST, f"{server.metrics.method(request.method)} {path}", took, found.status)
+        else:
+            self._begin(request, path, found, self._send)
 
-    async def _await_answer(self, request: Request, path: str, answer: Awaitable[Response]) -> None:
+    def _call(self, request: Request, path: str, endpoint: Endpoint) -> Answer:
+        """What the route answers, if there is room for the body until it has."""
+        if endpoint.guard is None:
+            request.body = b""
+        elif request.body:
+            self._know(True)
+            self._serving = len(request.body)
+            if not self._hold():
+                self._server.limited("unfinished_bytes")
+                return refuse(errors.OVERLOADED)
+        try:
+            return endpoint.route(request, self)
+        except Exception as error:
+            log.exception("route failed", error, path=path)
+            return refuse(errors.INTERNAL)
+
+    def _begin(self, request: Request, path: str, answer: Awaitable[Response], send: Send) -> None:
+        self._busy = True
+        self._task = asyncio.ensure_future(self._await_answer(request, path, answer, send))
+        self._server.answering.add(self._task)
+        self._keep()
+
+    async def _await_answer(self, request: Request, path: str, answer: Awaitable[Response], send: Send) -> None:
         with report.Trace(report.REQUEST, f"{self._server.metrics.method(request.method)} {path}") as trace:
             try:
                 response = await answer
@@ -465,8 +628,13 @@ class Exchange(BoundedReader):
         if task is not None:
             self._server.answering.discard(task)
         if self.transport is None:
-            self._server.exchanges -= 1
-        self._send(request, path, response)
+            self._free()
+        send(request, path, response)
+
+    def _send_last(self, request: Request, path: str, answer: Response) -> None:
+        """Answer a request whose body is not awaited. Where it ends is not known, so the connection ends."""
+        self._server.count(request.method, path, answer.status, perf_counter_ns() - self._started - answer.waited)
+        self._end(answer, request.method == "HEAD")
 
     def _send(self, request: Request, path: str, answer: Response) -> None:
         """Answer, then go on with what has come meanwhile."""
@@ -482,6 +650,10 @@ class Exchange(BoundedReader):
             answer.status, answer.body, answer.content_type, answer.headers, keep_alive, head, server.date()
         )
         self._busy = False
+        self._serving = 0
+        self._hold()
+        self._know(False)
+        server.places.was_active(self)
         self._expect(KEEP_ALIVE_SECONDS)
         transport.write(output)
         if not keep_alive:
@@ -501,5 +673,6 @@ class Exchange(BoundedReader):
             return
         transport.resume_reading()
         rest, parser.rest = parser.rest, b""
+        self._hold()
         if rest:
             self.data_received(rest)

@@ -18,6 +18,18 @@ from vizora_rt import errors
 from vizora_rt.errors import Refusal
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+MAX_FIELDS = 100
+"""Fields of a head, and once more trailers: what Apache (LimitRequestFields) and HAProxy (tune.http.maxhdr) take. Each
+takes some hundred bytes of memory, however short it is."""
+MAX_PARAMETERS = 100
+"""Of a query. No route knows more than three."""
+MAX_COOKIES = 180
+"""What Chrome keeps for one site, and so the most that a browser sends."""
+MAX_CHUNKS = 16_384
+"""Of a body: the largest one in pieces of 64 bytes. Each costs some microseconds, however small it is."""
+CHUNKS_AT_ONCE = 1_000
+"""Read before the caller gets its turn: 2 ms."""
+
 UPGRADE_HEADERS = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
 """What an answer 426 must carry (RFC 9110 section 15.5.22, RFC 6455 section 4.2.2). `response` adds them."""
 
@@ -27,6 +39,7 @@ _HOST = re.compile(r"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")  # uri-host [":" port],
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:;[\t\x20-\x7e\x80-\xff]*)?)")  # RFC 9112 section 7.1
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?", re.ASCII)  # RFC 9110 section 12.4.2
+_CHUNK_SIZE_LINE = 18  # 16 digits, CR and LF
 _CHUNK_LINE = 4096  # a size and its extensions; Go's net/http and Netty stop at 4 and 8 KiB
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SECRET_NAME = re.compile(r"token|secret|passw|auth|key|jwt|bearer|signature|session|cookie", re.IGNORECASE)
@@ -35,7 +48,7 @@ _LOGGED = 512  # characters of a target in a log line: enough to tell a route, t
 
 _START = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 
-_HEAD, _LENGTH, _SIZE, _DATA, _TRAILERS = range(5)
+_HEAD, _LENGTH, _SIZE, _DATA, _DATA_END, _TRAILERS = range(6)
 
 
 @dataclass(slots=True, repr=False)
@@ -96,13 +109,16 @@ class RequestParser:
     """Requests of one connection, one after the other.
 
     `header_limit` bounds the request line and header fields together, and once more chunk extensions and trailers;
-    `body_limit` bounds the body. `rest` is what came after a request: the next one, to be fed again, or the first
-    frames of a WebSocket. `interim` is to be written while the body is awaited (Expect: 100-continue).
+    `body_limit` bounds the body, `MAX_FIELDS` and `MAX_CHUNKS` how many there are. `rest` is what came after a request:
+    the next one, to be fed again, or the first frames of a WebSocket. `interim` is to be written while the body is
+    awaited (Expect: 100-continue). `more`: of much that has come not all was looked at; feed it nothing to go on.
     """
 
     __slots__ = (
         "_body",
         "_body_limit",
+        "_chunks_left",
+        "_discards",
         "_failed",
         "_fields",
         "_header_limit",
@@ -112,8 +128,11 @@ class RequestParser:
         "_request",
         "_spare",
         "_stage",
+        "_taken",
+        "_trailers_left",
         "_wanted",
         "interim",
+        "more",
         "rest",
     )
 
@@ -132,9 +151,14 @@ class RequestParser:
         self._lexed = 0
         self._request: Request | None = None
         self._wanted = 0
+        self._taken = 0
+        self._discards = False
+        self._chunks_left = MAX_CHUNKS
+        self._trailers_left = MAX_FIELDS
         self._spare = self._header_limit
         self._body = bytearray()
         self.interim = b""
+        self.more = False
 
     @property
     def request(self) -> Request | None:
@@ -146,12 +170,23 @@ class RequestParser:
         """Whether part of a request has come: a timeout is answered, where an idle connection just ends."""
         return self._request is not None or bool(self._pending)
 
+    @property
+    def held(self) -> int:
+        """Bytes that are kept until the request is whole, or its turn has come."""
+        return len(self._pending) + len(self._body) + len(self.rest)
+
+    def discard_body(self) -> None:
+        """Read past the body that is awaited: nobody wants it."""
+        self._discards = True
+        self._body.clear()
+
     def feed(self, data: bytes) -> Request | Refusal | None:
         """Take bytes. A request when one is whole, a refusal (for good) when it is wrong, else None: more is needed."""
         if self._failed is not None:
             return self._failed
         self._pending += data
         self.rest = self.interim = b""
+        self.more = False
         outcome: Request | Refusal | None = self._head() if self._stage == _HEAD else None
         if outcome is None and self._request is not None:
             outcome = self._content(self._request)
@@ -181,8 +216,12 @@ class RequestParser:
             except httptools.HttpParserUpgrade:
                 pass  # llhttp stops at any Upgrade and at CONNECT: the head is whole, what it means is decided below
             except httptools.HttpParserError:
+                if len(fields.pairs) > MAX_FIELDS:
+                    return errors.TOO_MANY_FIELDS
                 return errors.BAD_REQUEST if lexer.get_http_version() in ("0.0", "1.0", "1.1") else errors.HTTP_VERSION
             self._lexed = end
+            if len(fields.pairs) > MAX_FIELDS:
+                return errors.TOO_MANY_FIELDS
             if empty_line < 0:
                 break
         if not fields.complete:
@@ -228,6 +267,11 @@ class RequestParser:
         pending = self._pending
         if self._stage != _LENGTH:
             return self._chunks(request)
+        if self._discards:
+            past = min(len(pending), self._wanted)
+            self._wanted -= past
+            del pending[:past]
+            return None if self._wanted else request
         if len(pending) < self._wanted:
             return None
         if self._wanted:
@@ -237,20 +281,30 @@ class RequestParser:
 
     def _chunks(self, request: Request) -> Request | Refusal | None:
         """The chunked coding (RFC 9112 section 7.1). What was read is cut off once, at the end: never quadratic."""
-        pending, pos = self._pending, 0
+        pending, pos, stop = self._pending, 0, max(0, self._chunks_left - CHUNKS_AT_ONCE)
         outcome: Request | Refusal | None = None
         while outcome is None:
             if self._stage == _DATA:
-                if len(pending) - pos < self._wanted + 2:
+                piece = pending[pos : pos + self._wanted]
+                if not self._discards:
+                    self._body += piece
+                pos += len(piece)
+                self._wanted -= len(piece)
+                if self._wanted:
                     break
-                end = pos + self._wanted
-                if pending[end : end + 2] != b"\r\n":
+                self._stage = _DATA_END
+            if self._stage == _DATA_END:
+                if len(pending) - pos < 2:
+                    break
+                if pending[pos : pos + 2] != b"\r\n":
                     return errors.BAD_REQUEST
-                self._body += pending[pos:end]
-                self._stage, pos = _SIZE, end + 2
-                continue
+                self._stage, pos = _SIZE, pos + 2
+                if self._chunks_left <= stop:
+                    self.more = True
+                    break
             end = pending.find(b"\n", pos)
-            if (end if end >= 0 else len(pending)) - pos > _CHUNK_LINE:
+            longest = min(_CHUNK_LINE, max(0, self._spare) + _CHUNK_SIZE_LINE)
+            if (end if end >= 0 else len(pending)) - pos > longest:
                 return errors.HEADERS_TOO_LARGE
             if end < 0:
                 break
@@ -268,8 +322,12 @@ class RequestParser:
             return errors.BAD_REQUEST
         self._spare -= len(match[2])
         self._wanted = int(match[1], 16)
-        if len(self._body) + self._wanted > self._body_limit:
+        self._taken += self._wanted
+        self._chunks_left -= 1
+        if self._taken > self._body_limit:
             return errors.CONTENT_TOO_LARGE
+        if self._chunks_left < 0:
+            return errors.TOO_MANY_CHUNKS
         self._stage = _DATA if self._wanted else _TRAILERS
         return errors.HEADERS_TOO_LARGE if self._spare < 0 else None
 
@@ -281,6 +339,9 @@ class RequestParser:
         if _TRAILER.fullmatch(line) is None:
             return errors.BAD_REQUEST
         self._spare -= len(line) + 2
+        self._trailers_left -= 1
+        if self._trailers_left < 0:
+            return errors.TOO_MANY_FIELDS
         return errors.HEADERS_TOO_LARGE if self._spare < 0 else None
 
 
@@ -301,6 +362,8 @@ def _request(lexer: httptools.HttpRequestParser, fields: _Fields, head: bytes) -
     if isinstance(origin, Refusal):
         return origin
     path, query = origin
+    if query.count("&") >= MAX_PARAMETERS or headers.get("cookie", "").count(";") >= MAX_COOKIES:
+        return errors.TOO_MANY_FIELDS
     options = _tokens(headers.get("connection", ""))
     return Request(
         method=method,
