@@ -189,6 +189,11 @@ class Service:
         finally:
             connection.close()
 
+    def redis_up(self) -> bool:
+        """Whether all workers have Redis, by their own account."""
+        lines = self.get("/metrics")[1].decode().splitlines()
+        return all(float(line.split()[-1]) for line in lines if line.startswith("vizora_realtime_redis_up"))
+
     def status(self) -> Record:
         """The body of /status."""
         status, body = self.get("/status")

@@ -105,7 +105,7 @@ class TestLife:
         with serving(tmp_path) as service:
             os.kill(store_pid(service), signal.SIGKILL)
             service.wait("embedded store started", count=2)
-            until(lambda: service.get("/health/ready")[0] == 200)
+            until(service.redis_up)
             assert service.stop() == 0
 
 
@@ -419,7 +419,7 @@ class TestTroubleInARoll:
             os.kill(store_pid(service), signal.SIGKILL)
             service.wait("reloaded")
             assert not set(before) & set(service.workers())
-            until(lambda: service.get("/health/ready")[0] == 200)
+            until(service.redis_up)
 
     def test_it_is_stopped_in_the_middle_of_one(self, tmp_path: Path) -> None:
         env, flag = self.slow(tmp_path)

@@ -308,7 +308,7 @@ class TestComingBack:
             store = service.wait("embedded store started")["pid"]
             os.kill(store, signal.SIGSTOP)
             try:
-                until(lambda: service.get("/health/ready")[0] == 503)
+                until(lambda: not service.redis_up())
                 back = time.monotonic() + seconds
                 names = [f"n{number}" for number in range(8)]
                 for number, name in enumerate(names):
@@ -329,7 +329,7 @@ class TestComingBack:
             finally:
                 os.kill(store, signal.SIGCONT)
             players.wait("board", "connect")
-            until(lambda: service.get("/health/ready")[0] == 200)
+            until(service.redis_up)
             for name in ("there", *names):
                 until(lambda: "degraded" not in players.emit(name, "heartbeat", {})["data"])  # noqa: B023
                 assert len(players.of(name, "connect")) == 1

@@ -289,7 +289,8 @@ class TestOutage:
             for client in clients:
                 while "degraded" not in (await client.heartbeat(uptime=5))["data"]:
                     pass
-        await until(lambda: service.get("/health/ready")[0] == 503)
+        await until(lambda: not service.redis_up())
+        assert service.get("/health/ready")[0] == 200
         late = await dial_device(service.port, "late")
         assert (await late.heartbeat(uptime=5))["data"]["degraded"] is True
         assert (await refusal(service.port, user_token()))[1]["code"] == "STORE_UNAVAILABLE"
@@ -302,7 +303,7 @@ class TestOutage:
             assert books.get(f"vz:{{d:{name}}}:owner").split()[0] == str(after["epoch"])
         for client in (*clients, late):
             assert "degraded" not in (await client.heartbeat())["data"]
-        await until(lambda: service.get("/health/ready")[0] == 200)
+        await until(service.redis_up)
 
 
 class TestDrain:

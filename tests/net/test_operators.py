@@ -106,9 +106,11 @@ class TestHealth:
         _, body = await self.ask(wire, "/health")
         assert (body["status"], body["dependencies"]["workers"]["status"]) == ("degraded", "degraded")
 
-    async def test_without_redis(self, opened: Open, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("devices", "dashboards"), [(True, False), (False, True), (False, False)])
+    async def test_without_redis(self, opened: Open, tmp_path: Path, devices: bool, dashboards: bool) -> None:
+        """Ready is who can serve anybody: devices are let in without Redis, unless that is switched off."""
         store = embedded.start(tmp_path)
-        node = await opened(store.url)
+        node = await opened(store.url, auth={"fail_open_devices": devices, "fail_open_dashboards": dashboards})
         wire = await Wire.open(node.port)
         assert (await self.ask(wire, "/health/ready"))[0] == 200
         store.stop()
@@ -119,7 +121,10 @@ class TestHealth:
         assert body["dependencies"]["redis"] == {"status": "down", "latencyMs": None, "reason": reason}
         assert reason
         status, body = await self.ask(wire, "/health/ready")
-        assert (status, body["code"], body["retryable"]) == (503, "STORE_UNAVAILABLE", True)
+        if devices or dashboards:
+            assert (status, body) == (200, {"status": "ready"})
+        else:
+            assert (status, body["code"], body["retryable"]) == (503, "STORE_UNAVAILABLE", True)
         assert await self.ask(wire, "/health/live") == (200, {"status": "live"})
         await wire.close()
 

@@ -120,15 +120,15 @@ async def test_each_fault_arrives_once_with_its_ids_and_no_weather_does(service:
     (store,) = (record["pid"] for record in service.records if record["event"] == "embedded store started")
     os.kill(store, signal.SIGSTOP)
     try:
-        ready = await asyncio.to_thread(until, lambda: service.get("/health/ready")[0] == 503)
-        assert ready
+        down = await asyncio.to_thread(until, lambda: not service.redis_up())
+        assert down
         assert await asyncio.to_thread(command, service, "lobby") == 503
         with pytest.raises(InvalidStatus) as refused:
             await dial(service.port, user_token("ann"))
         assert refused.value.response.status_code == 503
     finally:
         os.kill(store, signal.SIGCONT)
-    await asyncio.to_thread(until, lambda: service.get("/health/ready")[0] == 200)
+    await asyncio.to_thread(until, service.redis_up)
 
     # What it has not sent yet goes with it.
     await asyncio.to_thread(until, lambda: ("handshake refused", "STORE_UNAVAILABLE") in events(sink))
