@@ -53,6 +53,7 @@ device_memory_usage gauge device_id organization_id
 devices_online gauge organization_id
 commands_total counter type state
 http_requests_total counter method path status
+http_wrong_keys_total counter key
 http_request_duration_seconds histogram method path
 redis_operations_total counter operation result
 redis_operation_duration_seconds histogram operation

@@ -248,6 +248,9 @@ FAMILIES = (
     _histogram("http_request_duration_seconds",
                "From the complete request to the queued response, without the wait for a device's ack.", METHOD, PATH),
 
+    _counter("http_wrong_keys_total", "Requests with a wrong key: of the control API, or of /metrics.",
+             Label("key", ("internal", "metrics"))),
+
     _counter("redis_operations_total", "Redis operations by outcome.", OPERATION, Label("result", ("ok", "error"))),
     _histogram("redis_operation_duration_seconds", "From the queued command to its reply.", OPERATION),
     _gauge("redis_up", "1 while the worker's connection to Redis works, to each shard of it.", WORKER, combine="min"),

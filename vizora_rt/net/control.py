@@ -6,7 +6,6 @@ A call is refused before anything is done, or it is done and one line of the log
 
 import asyncio
 import hashlib
-import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from urllib.parse import parse_qsl
 from vizora_rt import errors, report
 from vizora_rt.app.auth import valid_id
 from vizora_rt.errors import Refusal
-from vizora_rt.net.answers import Response, Sender, refuse, segments
+from vizora_rt.net.answers import Answer, Response, Sender, refuse, segments
 from vizora_rt.net.http import Server
 from vizora_rt.net.store import LOST, Store
 from vizora_rt.wire import bodies, resp
@@ -130,7 +129,8 @@ class Control:
     """The calls of one worker."""
 
     def __init__(self, secret: str, server: Server, store: Store) -> None:
-        self._secret = secret.encode()
+        self._secret = secret
+        self._keys = server.keys
         self._server = server
         self._store = store
         self._under_way: set[asyncio.Task[Response]] = set()
@@ -169,13 +169,15 @@ class Control:
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
 
-    def _guard(self, request: Request, sender: Sender) -> Response | None:
+    def _guard(self, request: Request, sender: Sender) -> Answer | None:
         """The key is asked for before a body is read."""
-        return None if self._allowed(request) else refuse(errors.API_KEY_INVALID)
-
-    def _allowed(self, request: Request) -> bool:
-        given = request.headers.get(KEY_HEADER, "").encode("latin-1", "replace")
-        return bool(self._secret) and hmac.compare_digest(given, self._secret)
+        given = request.headers.get(KEY_HEADER, "")
+        if self._keys.same(given, self._secret):
+            return None
+        if not given:
+            return refuse(errors.API_KEY_INVALID)
+        path = self._server.pattern(request)
+        return self._keys.refuse_wrong("internal", sender.client(request), path, errors.API_KEY_INVALID)
 
     async def _serve(self, request: Request, sender: Sender, kind: Kind) -> Response:
         call: Call | None = None

@@ -23,6 +23,7 @@ from vizora_rt.net.answers import Answer, Guard, Response, Route, refuse, segmen
 from vizora_rt.net.connection import CLOSE_SECONDS, Connection
 from vizora_rt.net.gateway import Settle
 from vizora_rt.net.greeting import Greeting, Host
+from vizora_rt.net.keys import Keys
 from vizora_rt.net.line import Enter, Place, Waits
 from vizora_rt.net.operators import LOOPBACK, Ask, Operators
 from vizora_rt.net.places import Places, Unfinished
@@ -109,7 +110,8 @@ class Server:
         )
         self.unfinished = Unfinished(config.limits.body_bytes)
         self.proxies = proxy.networks(config.server.trusted_proxies)
-        operators = Operators(config, gateway, store, ask).routes
+        self.keys = Keys(metrics, wheel)
+        operators = Operators(config, gateway, store, ask, self.keys).routes
         self._routes: dict[str, dict[str, Endpoint]] = {}
         self._patterns: dict[tuple[str, ...], str] = {}
         self._second = 0

@@ -1,7 +1,6 @@
 """The routes of operators: metrics, health and status. What the supervisor knows is asked of it."""
 
 import asyncio
-import hmac
 import time
 from collections.abc import Callable
 from time import perf_counter_ns
@@ -11,6 +10,7 @@ from vizora_rt import errors, metrics
 from vizora_rt.config import Config
 from vizora_rt.net import memory
 from vizora_rt.net.answers import Response, Route, Sender, json_response, refuse
+from vizora_rt.net.keys import Keys
 from vizora_rt.net.link import TAKES_NO_WRITES, one_line
 from vizora_rt.net.refusals import DENIED
 from vizora_rt.net.store import Part, Store
@@ -43,11 +43,12 @@ class Draining(Protocol):
 class Operators:
     """Their routes of one worker."""
 
-    def __init__(self, config: Config, gateway: Draining, store: Store, ask: Ask) -> None:
+    def __init__(self, config: Config, gateway: Draining, store: Store, ask: Ask, keys: Keys) -> None:
         self._config = config
         self._gateway = gateway
         self._store = store
         self._ask = ask
+        self._keys = keys
         self._started = time.monotonic()
         self.routes: dict[str, Route] = {
             "/metrics": self._metrics,
@@ -60,7 +61,11 @@ class Operators:
 
     async def _metrics(self, request: Request, sender: Sender) -> Response:
         if not self._may_scrape(request, sender):
-            return refuse(errors.FORBIDDEN)
+            scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not token:
+                return refuse(errors.FORBIDDEN)
+            answer = self._keys.refuse_wrong("metrics", sender.client(request), "/metrics", errors.FORBIDDEN)
+            return answer if isinstance(answer, Response) else await answer
         openmetrics, content_type = metrics.negotiate(request.headers.get("accept", ""))
         compress = accepts_gzip(request.headers.get("accept-encoding", ""))
         body = await self._asked("metrics", openmetrics, compress)
@@ -75,7 +80,7 @@ class Operators:
             return True
         if settings.token:
             scheme, _, token = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), settings.token.encode()):
+            if scheme.lower() == "bearer" and self._keys.same(token.strip(), settings.token):
                 return True
         # A proxy on this machine connects from loopback too: then it says for whom.
         forwarded = sender.proxied or any(name.startswith(FORWARDED) for name in request.headers)
