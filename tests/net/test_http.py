@@ -989,7 +989,7 @@ class TestWhileRedisIsAsked:
 
     async def test_what_waits_is_bounded(self, opened: Open, frozen: tuple[str, Callable[[int], None]]) -> None:
         url, kill = frozen
-        node = await opened(url)
+        node = await opened(url, limits={"packets_per_minute": 0})
         kill(signal.SIGSTOP)
         wire = await Wire.open(node.port)
         wire.writer.write(upgrade(device_token("screen-1")) + frame(0xA, b"x" * 125) * 300_000)  # 39 MB
