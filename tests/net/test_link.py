@@ -16,7 +16,7 @@ from tests.net.proxy import Proxy
 from vizora_rt.errors import ConfigError, UnavailableError
 from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
-from vizora_rt.net.link import UNASKED, Address, Line, Link, ask, connect, explain, hint, one_line, probe
+from vizora_rt.net.link import UNASKED, Address, Line, Link, RefusedError, ask, connect, explain, hint, one_line, probe
 from vizora_rt.net.topology import Where
 from vizora_rt.wire.resp import ReplyError, pack
 
@@ -263,6 +263,21 @@ async def test_a_server_that_says_why_it_hangs_up(proxy: Proxy, heard: Heard) ->
     proxy.rewrite = full
     with pytest.raises(ConnectionError, match="connection closed after ERR max number of clients reached"):
         await heard.connect(await proxy.open())
+
+
+async def test_a_server_in_protected_mode(proxy: Proxy, heard: Heard) -> None:
+    """Only its operator can mend that: it is no outage."""
+
+    def protected(data: bytes) -> bytes:
+        proxy.hang_up()
+        return b"-DENIED Redis is running in protected mode because\r\n"
+
+    proxy.rewrite = protected
+    url = await proxy.open()
+    with pytest.raises(RefusedError, match="its own machine only: connection closed after DENIED Redis is running"):
+        await heard.connect(url)
+    with pytest.raises(ConfigError, match="cannot be used: it takes connections of its own machine only"):
+        await asyncio.to_thread(probe, url, 5.0)
 
 
 async def test_courtesies_may_be_refused(own: Embedded, heard: Heard) -> None:

@@ -40,6 +40,9 @@ AUTH_ERRORS: Final = {
 }
 """Errors that only a person can mend: in redis.url, or in the rules of the user."""
 
+PROTECTED: Final = "DENIED"
+"""The error of a server in protected mode, behind which it closes: it has no password and listens to the world."""
+
 RESERVED: Final = {"#": "%23", "/": "%2F", "?": "%3F", "@": "%40", " ": "%20"}
 """What ends or divides a URL (RFC 3986 section 2.2) and how it is written in a user or password."""
 
@@ -191,8 +194,9 @@ def check_form(url: str) -> None:
 
 
 def _unescaped(character: str) -> ConfigError:
-    name = "space" if character == " " else character
-    return ConfigError(f"redis.url: a {name} in the user or password must be written {RESERVED[character]}")
+    if character == " ":
+        return ConfigError("redis.url: holds a space or a control character; a space in a password must be written %20")
+    return ConfigError(f"redis.url: a {character} in the user or password must be written {RESERVED[character]}")
 
 
 def fault(
@@ -267,8 +271,11 @@ def explain(error: BaseException | None) -> str:
 
 def _ended(reason: str, replies: Sequence[object]) -> ConnectionError:
     """A connection ended early. A server that is full, or protected, says so and closes."""
-    said = next((f" after {reply.code} {reply.message}" for reply in replies if isinstance(reply, ReplyError)), "")
-    return (ConnectionError if replies else UnansweredError)(one_line(reason + said))
+    last = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
+    said = one_line(f"{reason} after {last.code} {last.message}" if last is not None else reason)
+    if last is not None and last.code == PROTECTED:
+        return RefusedError(f"it takes connections of its own machine only: {said}")
+    return ConnectionError(said) if replies else UnansweredError(said)
 
 
 def one_line(text: str) -> str:
@@ -454,6 +461,8 @@ def ask_all(address: Address, commands: Sequence[bytes], timeout: float) -> list
         return ask(address, commands, timeout)
     except FileError as wrong:
         raise ConfigError(explain(wrong)) from None
+    except RefusedError as refused:
+        raise ConfigError(f"Redis at {address} cannot be used: {refused}") from None
     except OSError as away:
         raise UnavailableError(f"Redis at {address} cannot be reached: {hint(address, away)}") from None
 
