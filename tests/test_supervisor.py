@@ -18,9 +18,9 @@ import pytest
 
 from tests.service import PATIENCE, Service, alive, until
 from vizora_rt import supervisor
-from vizora_rt.config import Config
+from vizora_rt.config import Config, Redis
 from vizora_rt.errors import UnavailableError
-from vizora_rt.net import channel
+from vizora_rt.net import channel, probe
 from vizora_rt.process import Process
 from vizora_rt.supervisor import Supervisor
 
@@ -547,3 +547,19 @@ async def test_what_the_supervisor_slept_is_taken_from_nobody_s_time() -> None:
 def test_version_is_that_of_the_package() -> None:
     shown = subprocess.run([sys.executable, "-m", "vizora_rt", "--version"], capture_output=True, text=True, check=True)
     assert supervisor.VERSION in shown.stdout
+
+
+async def test_a_probe_of_redis_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a resolver of names that is away, which no timeout of a connection bounds."""
+    release = threading.Event()
+    monkeypatch.setattr(probe, "probe", lambda *_: release.wait(PATIENCE))
+    monkeypatch.setattr(supervisor, "PROBE_LONGEST_SECONDS", 0.05)
+    settings = Config(redis=Redis(url="redis://redis.invalid"))
+    service = Supervisor(settings, lambda: settings)
+    try:
+        with pytest.raises(UnavailableError, match="Redis was not found within"):
+            await service._probe(settings)
+    finally:
+        release.set()
+        os.close(service._turns)
+        service._notifier.close()

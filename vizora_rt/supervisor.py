@@ -47,6 +47,8 @@ HURRY_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 """Before the next attempt at a fork that the machine refused."""
 EXPIRE_SECONDS = 30.0
+PROBE_LONGEST_SECONDS = 10.0
+"""For all servers together: a resolver of names that is away takes longer, and screens must not wait for it."""
 PROBE_SECONDS = 5.0
 """Between two looks whether a Redis that was away at the start is there, and has what is needed."""
 
@@ -182,7 +184,11 @@ class Supervisor:
     async def _probe(self, settings: Config) -> None:
         """See that Redis can be used, and log what is wrong with one that can. Raises StartupError."""
         redis = settings.redis
-        found = await asyncio.to_thread(probe.probe, redis.target, redis.connect_timeout_seconds)
+        try:
+            async with asyncio.timeout(PROBE_LONGEST_SECONDS):
+                found = await asyncio.to_thread(probe.probe, redis.target, redis.connect_timeout_seconds)
+        except TimeoutError:
+            raise UnavailableError(f"Redis was not found within {PROBE_LONGEST_SECONDS:g} s") from None
         for note in found.notes:
             log.warning("redis is not as it should be", reason=note)
 
