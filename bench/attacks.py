@@ -5,6 +5,7 @@ it is taken. A connection that the gateway ends is opened again, a little later.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -198,32 +199,27 @@ class Attackers:
         host, port, *_ = self._endpoint
         local = (source, 0) if host.startswith("127.") else None
         reader, writer = await asyncio.open_connection(host, port, local_addr=local, limit=AT_ONCE)
-        reading = None
+        tasks = [asyncio.create_task(self._send(writer))]
+        if self._attack.reads:
+            tasks.append(asyncio.create_task(self._read(reader)))
         try:
             writer.write(self._attack.opening(self._endpoint.authority, next(self._tokens)))
-            await writer.drain()
-            reading = asyncio.create_task(self._read(reader)) if self._attack.reads else None
-            try:
-                for piece in self._attack.sends():
-                    writer.write(piece)
-                    await writer.drain()
-                    if reading is not None and reading.done():
-                        return
-                    await asyncio.sleep(0)
-                if reading is not None:
-                    await reading
-                else:
-                    await writer.wait_closed()
-            except ConnectionError:
-                return
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if reading is not None:
-                reading.cancel()
+            for task in tasks:
+                task.cancel()
             writer.transport.abort()
 
+    async def _send(self, writer: asyncio.StreamWriter) -> None:
+        """Until the connection ends."""
+        with contextlib.suppress(ConnectionError):
+            for piece in self._attack.sends():
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+            await writer.wait_closed()
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
+        with contextlib.suppress(ConnectionError):
             while await reader.read(AT_ONCE):
                 pass
-        except ConnectionError:
-            pass
