@@ -57,6 +57,9 @@ def test_any_text_becomes_one_printable_line(text: str) -> None:
         "-----BEGIN RSA PRIVATE KEY-----\nopaqueSECRET\n-----END RSA PRIVATE KEY-----",
         "id AKIASECRETSECRETSECR of AWS",
         "ghp_opaqueSECRETopaqueSECRETopaqueSECRET",
+        "key xoxb-opaque-SECRET-SECRET of a bot",
+        "POST https://hooks.slack.com/services/T0/B0/opaque-SECRET",
+        "https://api.telegram.org/bot123456789:opaque-SECRETopaque-SECRET/sendMessage",
         "data:image/png;base64,opaqueSECRET==",
     ],
 )
@@ -74,6 +77,7 @@ def test_credentials_are_scrubbed_from_text(text: str) -> None:
         "Basic authentication failed",
         "basic: dG9vbG9uZw",
         "ann@example.com",
+        "ASIA-singapore-mall-01",
         "a: b@c",
         "10.0.0.1:6379",
         "redis://10.0.0.1:6379/0",

@@ -8,6 +8,7 @@ possessive and begin at the start of a run, and the scan never goes back.
 
 import html
 import re
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -17,18 +18,21 @@ STRONG: Final = (
     "token", "secret", "passw", "passphrase", "passcode", "pwd", "authoriz", "cookie", "credential", "signature",
     "apikey", "accesskey", "accountkey", "sharedkey", "privatekey", "signingkey", "encryptionkey", "masterkey",
     "keypairid", "accessid", "sessionid", "sessionkey", "sessid", "jwt", "bearer", "csrf", "xsrf", "hmac", "dsn",
-    "connectionstring", "assertion", "imagedata",
+    "connectionstring", "assertion", "samlre", "authcode", "accesscode", "verificationcode", "oauth", "imagedata",
 )  # fmt: skip
 """What makes a name secret-like wherever it stands in it, hyphens, underscores and capitals aside."""
 
 LAST: Final = frozenset(
     {"auth", "sig", "sign", "sas", "sid", "session", "pass", "pin", "otp", "totp", "psk", "ticket", "nonce", "mac",
-     "hdnts", "hdnea", "hdntl"}
+     "hdnts", "hdnea", "hdntl", "pincode", "cvv", "cvc"}
 )  # fmt: skip
 """Words that make a name secret-like as its last one: `db_pass` and `x-sig`, and not `pass_count`."""
 
 IN_QUERY: Final = frozenset({"key", "code", "policy", "md5", "hash", "h", "state", "verify"})
 """What signs or opens a URL, and elsewhere is an ordinary word."""
+
+MAX_REMEMBERED: Final = 64
+"""Characters of a name whose judgement is remembered: 1,024 of them take less than 200 KB."""
 
 MAX_LAYERS: Final = 6
 """Escapes within escapes that are looked through: a URL in a URL in a JSON text in a JSON text."""
@@ -47,6 +51,8 @@ _PAIR = re.compile(
     """,
     re.VERBOSE,
 )
+_SEPARATOR = re.compile(r"[=:>,]|--")
+"""Without one of these no name has a value."""
 _OPEN = re.compile(r"""[bBuUrRfF]{0,2}(\\{0,8})(["'`])""")
 _QUOTED = {quote: re.compile(rf"(?:[^{quote}\\]|\\.)*+{quote}?", re.DOTALL) for quote in "\"'`"}
 _BRACKET = re.compile(r"""["'`{}\[\]()]""")
@@ -68,6 +74,11 @@ ORDINARY: Final = ("token:refresh", "auth: the secret cannot be")
 
 def secret_name(name: str, query: bool = False) -> bool:
     """Whether what is called so is not for others. `query`: it is a parameter of a URL."""
+    # Only short names are remembered: a peer's text may be all name.
+    return _remembered(name, query) if len(name) <= MAX_REMEMBERED else _judge(name, query)
+
+
+def _judge(name: str, query: bool) -> bool:
     words = [word.lower() for word in _WORDS.findall(name)]
     if not words:
         return False
@@ -77,8 +88,13 @@ def secret_name(name: str, query: bool = False) -> bool:
     )
 
 
+_remembered = lru_cache(1024)(_judge)
+
+
 def without_values(text: str) -> str:
     """`text` with `<removed>` in place of each value of a secret-like name."""
+    if not _SEPARATOR.search(text):
+        return text
     found, done, at = [], 0, 0
     while match := _PAIR.search(text, at):
         at = match.end("name")

@@ -21,29 +21,36 @@ MAX_TEXT = 2048
 
 MAX_DEPTH = 6
 
-# Each is linear in the text, whatever a peer put there: possessive, anchored to the start of a run, or bounded.
+_SERVICES = (
+    "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "npm_", "xoxa-", "xoxb-", "xoxp-", "xoxr-",
+    "xoxs-", "xapp-", "sk_live_", "sk_test_", "rk_live_", "rk_test_", "whsec_", "AIza", "ya29.", "hvs.",
+    "dop_v1_", "shpat_",
+)  # fmt: skip
+"""What keys of well-known services begin with, so that they are found. None that an id may begin with."""
+
+# What the text has when it can match at all, if there is such; the pattern; what takes its place. Each pattern is
+# linear in the text, whatever a peer put there: possessive, anchored to the start of a run, or bounded.
 SHAPES = (
     # Tokens: a JWT; what follows the scheme of an Authorization field.
-    (re.compile(r"(?<![\w-])(?=[\w-]*?eyJ)[\w-]++\.[\w-]++(?:\.[\w-]*+)?"), REMOVED),
+    ("eyJ", re.compile(r"(?<![\w-])(?=[\w-]*?eyJ)[\w-]++\.[\w-]++(?:\.[\w-]*+)?"), REMOVED),
     (
+        "",
         re.compile(r"(\b(?:bearer|negotiate|digest|aws4-hmac-sha256)[\s.]{1,16}+)[^\s,;\"']++", re.IGNORECASE),
         rf"\1{REMOVED}",
     ),
-    # Keys of well-known services, by the prefixes that they gave them so that they are found.
-    (re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{12,32}+"), REMOVED),
+    ("", re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, _SERVICES))})[\w.-]{{12,256}}+"), REMOVED),
+    ("IA", re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"), REMOVED),
+    # Addresses that are a key themselves: who knows one can post to it.
+    ("/", re.compile(r"(/(?:services|workflows|webhooks)/)[^\s\"'<>]++"), rf"\1{REMOVED}"),
+    ("/bot", re.compile(r"(/bot)\d{6,16}+(?::|%3A)[\w-]{20,}+"), rf"\1{REMOVED}"),
     (
-        re.compile(
-            r"(?<![A-Za-z0-9])(?:gh[pousr]_|github_pat_|glpat-|xox[a-z]-|[sprw]k_(?:live|test)_|AIza|ya29\.)[\w-]{8,256}+"
-        ),
-        REMOVED,
-    ),
-    (
+        "PRIVATE KEY",
         re.compile(r"(-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----)[^-]*+(?:-----END [A-Z ]{0,32}PRIVATE KEY-----)?"),
         rf"\1{REMOVED}",
     ),
-    (re.compile(r"(;base64,)[\w+/=]+"), rf"\1{REMOVED}"),
+    (";base64,", re.compile(r"(;base64,)[\w+/=]+"), rf"\1{REMOVED}"),
     # A picture without its prefix. No id has this length, nor a path without a dot.
-    (re.compile(r"(?<![\w+/=-])[\w+/=-]{256,}+"), REMOVED),
+    ("", re.compile(r"(?<![\w+/=-])[\w+/=-]{256,}+"), REMOVED),
 )
 
 _BASIC = re.compile(r"(\bbasic[\s:]{1,16}+)([A-Za-z0-9+/_-]{4,}+={0,2})", re.IGNORECASE)
@@ -106,8 +113,9 @@ def _without_credentials(text: str) -> str:
     if _Known.pattern is not None:
         text = _Known.pattern.sub(REMOVED, text)
     text = without_values(text)
-    for pattern, replacement in SHAPES:
-        text = pattern.sub(replacement, text)
+    for part, pattern, replacement in SHAPES:
+        if part in text:
+            text = pattern.sub(replacement, text)
     text = _BASIC.sub(_basic, text)
     return _RUN.sub(_userinfo, text) if "@" in text else text
 
