@@ -67,12 +67,17 @@ class TestKeys:
 class TestArguments:
     def test_of_a_message(self, device: Device, recorder: Plays) -> None:
         head = write(recorder.impressions(device, impressions({"seq": 1}, {"seq": 2}), NOW)).args[:HEAD]
-        assert head == (NOW, TODAY, 1000, 0, b"lobby", "acme", "b", "", "", LISTED_HOLES)
+        assert head == (NOW, TODAY, 1000, 250, b"lobby", "acme", "b", "", "", LISTED_HOLES)
 
-    def test_a_large_stream_is_shared(self, device: Device) -> None:
-        large = Plays(config.Plays(max_entries=160_000, device_share=0.5))
-        large.partitions = 16
-        assert write(large.impressions(device, impressions({"seq": 1}), NOW)).args[2:4] == (10_000, 5_000)
+    @pytest.mark.parametrize(
+        ("entries", "room", "share"),
+        [(160_000, 10_000, 1_000), (16_000, 1_000, 200), (15_999, 999, 0), (1_000, 200, 0)],
+    )
+    def test_a_share_holds_a_batch(self, device: Device, entries: int, room: int, share: int) -> None:
+        """Of a stream that has room for five, else there is none."""
+        made = Plays(config.Plays(max_entries=entries, device_share=0.1))
+        made.partitions = 16
+        assert write(made.impressions(device, impressions({"seq": 1}), NOW)).args[2:4] == (room, share)
 
     @pytest.mark.parametrize(
         ("sent_at", "beat", "clock"),

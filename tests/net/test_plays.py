@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -327,6 +328,25 @@ class TestClocks:
             assert lateness - 60_000 < int(entry["late_ms"]) < lateness + 60_000
             assert hours <= int(entry["offset_ms"]) < hours + 60_000
         assert (unknown["clock_ms"], unknown["late_ms"]) == ("", "")
+
+
+class TestFolded:
+    async def test_a_play_is_one_line_in_whatever_order_it_came(self, service: Service) -> None:
+        async with screen(service, "folded") as it:
+            now = int(time.time() * 1000)
+            # With numbers: in one batch, in two, and an end alone.
+            for rows in ((play(1), play(2)), (play(2, "start"),), (play(1, "start"), play(3, "start"), play(4))):
+                await it.taken("content:impressions", {"boot": "b", "plays": list(rows)})
+            await it.taken("content:impressions", {"boot": "b", "plays": [play(3)]})
+            for fields in ({"timestamp": now, "duration": 30}, {"timestamp": now - 30_000}):
+                await it.taken("content:impression", {"contentId": "spot", **fields})
+        command = (sys.executable, "-m", "vizora_rt", "plays", "export", "--fold")
+        process = await asyncio.create_subprocess_exec(*command, env=service.env, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        lines = [line for line in map(json.loads, out.splitlines()) if line["device_id"] == "folded"]
+        ids = [line["play_id"].partition(":")[2] for line in lines]
+        assert len(set(ids)) == len(ids) == 5
+        assert {line["play_id"]: line["phase"] for line in lines if line["phase"] != "both"} == {"folded:b:4": "end"}
 
 
 TIMES = [

@@ -21,8 +21,8 @@ Argument = bytes | str | int
 MAX_UNREAD_TEXT: Final = 65_536
 """Bytes of a time that is none, by which a play is known again: no message has more."""
 
-SMALL_ROOM: Final = 8 * MAX_PLAYS
-"""Entries of a partition below which a share of it would not hold two batches: there it is not asked for."""
+SMALL_ROOM: Final = 5 * MAX_PLAYS
+"""Entries of a partition below which a quarter would not hold one batch: there is no share of it."""
 
 RUN_BYTES: Final = 8
 
@@ -108,7 +108,7 @@ class Plays:
         device_id = device.id.encode()
         # A batch has room in any case: a stream shorter than that could never take one.
         room = max(MAX_PLAYS, self._settings.max_entries // partitions)
-        share = 0 if room < SMALL_ROOM else int(room * self._settings.device_share)
+        share = 0 if room < SMALL_ROOM else max(MAX_PLAYS, int(room * self._settings.device_share))
         stream = stream_key(partition(device_id, partitions))
         keys = (seen_key(device_id, partitions), stream, legacy_key(device_id, partitions))
         clock = _clock(device, sent_at, now)
