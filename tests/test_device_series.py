@@ -4,7 +4,7 @@ import tracemalloc
 import uuid
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vizora_rt import device_series
@@ -338,6 +338,7 @@ WORDS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(1, 4), WORDS, min_size=1), st.data())
 def test_in_whatever_order_the_rows_of_workers_come_the_counter_is_exact_and_the_last_words_hold(
     told: dict[int, list[tuple[object, int, int]]], data: st.DataObject
@@ -393,6 +394,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS, st.integers(0, 5))
 def test_any_sequence_keeps_each_row_together_and_loses_no_heartbeat(steps: list[tuple[object, ...]], cap: int) -> None:
     """The CPU of a device is always its number and its organisation is named after it: a mixed-up row shows."""

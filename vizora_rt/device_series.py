@@ -110,7 +110,7 @@ class DeviceSeries:
         return refused
 
     def beats(self, source: int, rows: Iterable[BeatRow], now: float) -> None:
-        """Take the rows of beats of a process. Its full row of the same device came before."""
+        """Take the rows of beats of a process. Its full row of a device comes before, or a second after."""
         index = self._index
         for device, ok, failed in rows:
             at = index.get(device, -1)

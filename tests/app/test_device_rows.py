@@ -1,6 +1,6 @@
 """Which rows a worker's devices make, and when: nothing is told twice, nothing is lost, and the newest word is told."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.app.test_state import Bells, Screen, connect
@@ -107,6 +107,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_every_heartbeat_is_told_once_and_the_last_word_is_true(steps: list[tuple[str, int]]) -> None:
     office = Office()
