@@ -59,6 +59,10 @@ def test_channels_of_databases_differ() -> None:
     assert keyspace.node_channel(0, "n", 1) == "vz:node:n:1"
     assert keyspace.organization_channel(1, "acme") == "vz:db1:org:acme"
     assert keyspace.node_channel(12, "n", 1) == "vz:db12:node:n:1"
+    assert keyspace.node_channels(0, "n", 1, cluster=False) == ["vz:node:n:1"]
+    of_cluster = keyspace.node_channels(0, "n", 1, cluster=True)
+    assert of_cluster[:2] == ["vz:node:n:1", "vz:node:n:1:1"]
+    assert len(set(of_cluster)) == keyspace.NODE_CHANNELS
 
 
 def test_the_documented_user_is_that_of_the_list() -> None:

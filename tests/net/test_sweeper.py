@@ -270,6 +270,19 @@ async def test_a_sweep_that_loses_redis_begins_anew(pair: Pair, client: Any, mon
     assert failures == 1
 
 
+async def sweeps(capfd: pytest.CaptureFixture[str]) -> list[Json]:
+    """What the sweeper has written to the log, as soon as there is something: it does so last."""
+    found: list[Json] = []
+
+    def told() -> bool:
+        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+        found.extend(line for line in lines if line["logger"] == "sweeper")
+        return bool(found)
+
+    await until(told)
+    return found
+
+
 class TestLeaving:
     async def test_a_worker_that_stops_is_not_lost(
         self, pair: Pair, client: Any, capfd: pytest.CaptureFixture[str]
@@ -289,9 +302,8 @@ class TestLeaving:
         assert await status(pair.ann) == ("lobby-2", "offline", "restarting")
         await until(lambda: client.zrange("vz:nodes", 0, -1) == ["node 0"])
         await silent(pair.ann, back)
-        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-        told = [(line["level"], line["event"]) for line in lines if line["logger"] == "sweeper"]
-        assert told == [("info", "workers have left")]
+        told = await sweeps(capfd)
+        assert [(line["level"], line["event"]) for line in told] == [("info", "workers have left")]
 
     async def test_one_that_is_back_under_its_name_has_not_left(self, pair: Pair, client: Any) -> None:
         await pair.start()
@@ -304,8 +316,8 @@ class TestLeaving:
         await pair.start()
         client.zadd("vz:nodes", {"left elsewhere 0": 1, "elsewhere 1": 1, "left elsewhere 2": 1})
         await until(lambda: set(client.zrange("vz:nodes", 0, -1)) == {"node 0", "node 1"})
-        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-        assert [line["workers"] for line in lines if line["event"] == "workers lost"] == [1]
+        told = await sweeps(capfd)
+        assert [(line["event"], line["workers"]) for line in told] == [("workers lost", 1)]
 
     async def test_who_else_serves(self, pair: Pair, client: Any) -> None:
         """Workers of other nodes that renewed lately: none of this node, none that left, none that is silent."""

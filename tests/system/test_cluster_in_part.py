@@ -18,7 +18,7 @@ from vizora_rt.net.devices import Shell
 from vizora_rt.wire.resp import slot
 
 AWAY = 2
-"""The shard that goes, of three. The first one tells where slots are."""
+"""The shard that goes, of three. The first one tells where slots are. The first channel of worker 1 is on it."""
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +137,15 @@ async def test_a_broadcast_reaches_those_that_can_be_reached(servers: Cluster) -
     (organization,) = on(servers, 0, LIST, prefix="o")
     here, there = on(servers, 0, DEVICE, 2), on(servers, AWAY, DEVICE, 2)
     async with workers(servers.url) as nodes:
-        screens = {name: await Screen.dial(nodes[0], name, organization=organization) for name in (*here, *there)}
+        # One screen of each shard on each worker: messages between workers have to find another way.
+        assert servers.home(slot(b"vz:node:node:1")) is servers.masters[AWAY]
+        screens = {name: await Screen.dial(nodes[at % 2], name, organization=organization)
+                   for at, name in enumerate((*here, *there))}  # fmt: skip
         await until(lambda: servers.masters[0].tell("ZCARD", f"vz:{{o:{organization}}}:devices") == 4)
         await kill(servers, nodes)
         body = {"organizationId": organization, "command": {"type": "reload"}}
-        for _ in range(5):
-            answer = await call(nodes[0], "POST", "/commands/broadcast", body)
+        for count in range(6):
+            answer = await call(nodes[count % 2], "POST", "/commands/broadcast", body)
             assert answer.status == 200, answer
             assert (answer.body["success"], answer.body["delivered"], answer.body["failed"]) == (False, 2, 2)
             assert sorted(answer.body["unavailable"]) == sorted(there)
@@ -183,13 +186,37 @@ async def test_a_page_names_the_devices_of_a_shard_that_is_away(servers: Cluster
         assert (len(page["devices"]), page["unavailable"]) == (3, there)
         assert (await call(nodes[1], "GET", f"/devices/{here[0]}")).status == 200
         assert (await call(nodes[1], "GET", f"/devices/{there[0]}")).status == 503
-        assert (await command(nodes[0], here[0])).status == 200
+        assert (await command(nodes[1], here[0])).status == 200
         assert (await command(nodes[1], there[0])).status == 503
         await back(servers, nodes)
         answer = await call(nodes[1], "GET", f"/organizations/{organization}/devices")
         assert "unavailable" not in answer.body
         for screen in screens:
             await screen.leave()
+
+
+async def test_a_device_that_moves_leaves_a_list_that_is_away(servers: Cluster) -> None:
+    (left,), (entered,) = on(servers, AWAY, LIST, prefix="o"), on(servers, 0, LIST, prefix="o")
+    (device,) = on(servers, 0, DEVICE)
+    async with workers(servers.url) as nodes:
+        first = await Screen.dial(nodes[0], device, organization=left)
+        await until(lambda: servers.masters[AWAY].tell("ZCARD", f"vz:{{o:{left}}}:devices"))
+        await kill(servers, nodes)
+        second = await Screen.dial(nodes[1], device, organization=entered)
+        assert await first.ended() == 4500
+        await back(servers, nodes)
+        await until(lambda: servers.masters[AWAY].tell("ZCARD", f"vz:{{o:{left}}}:devices") == 0)
+        assert servers.masters[0].tell("ZCARD", f"vz:{{o:{entered}}}:devices") == 1
+        await second.leave()
+
+
+async def test_the_shell_finds_a_worker_whose_channel_is_away(servers: Cluster) -> None:
+    (device,) = on(servers, 0, DEVICE)
+    async with workers(servers.url) as nodes:
+        screen = await Screen.dial(nodes[1], device)
+        await kill(servers, nodes)
+        assert await asyncio.to_thread(Shell(servers.url).kick, device)
+        assert await screen.ended() == 1000
 
 
 async def test_health_and_metrics_name_the_shard_that_is_away(servers: Cluster) -> None:

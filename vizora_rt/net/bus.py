@@ -147,7 +147,7 @@ class Bus:
         """From now on nothing is missed of this organisation. Called again after each loss of the connection."""
         self._database = store.database
         self._organization = keyspace.organization_channel(store.database, "")
-        self._channels: dict[str, Ear | None] = {keyspace.node_channel(store.database, node, worker): None}
+        self._channels: dict[str, Ear | None] = dict.fromkeys(self._names(node, worker))
         self._heard: set[str] = set()
         self._ears: dict[Address, Ear] = {}
         self._loop = asyncio.get_running_loop()
@@ -171,7 +171,12 @@ class Bus:
 
     def ring(self, node: str, worker: int, bell: Bell) -> None:
         """Ring the doorbell of a worker of any node. Not waited for, not repeated."""
-        self._store.publish(keyspace.node_channel(self._database, node, worker), messages.dumps(bell))
+        names = self._names(node, worker)
+        name = next((each for each in names if self._store.takes(each.encode())), names[0])
+        self._store.publish(name, messages.dumps(bell))
+
+    def _names(self, node: str, worker: int) -> list[str]:
+        return keyspace.node_channels(self._database, node, worker, self._store.one_slot)
 
     def ring_organization(self, organization: str, bell: Bell) -> bool:
         """Ring all workers that have clients of an organisation."""

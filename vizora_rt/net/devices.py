@@ -5,6 +5,7 @@ works while the service is down.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 from vizora_rt.app import plays
@@ -177,10 +178,16 @@ class Shell:
         place = place_of(owner)
         if place is None:
             return False
-        word = "SPUBLISH" if self._where.kind == "cluster" else "PUBLISH"
-        channel = keyspace.node_channel(self._where.access.database, *place)
-        (heard,) = self._ask([resp.pack(word, channel, messages.dumps(bell))])
-        return bool(heard)
+        cluster = self._where.kind == "cluster"
+        word, text = "SPUBLISH" if cluster else "PUBLISH", messages.dumps(bell)
+        channels = keyspace.node_channels(self._where.access.database, *place, cluster)
+        *others, last = [[resp.pack(word, channel, text)] for channel in channels]
+        for command in others:
+            # In a cluster, over the first channel whose shard answers and on which the worker hears.
+            with suppress(UnavailableError):
+                if self._ask(command)[0]:
+                    return True
+        return bool(self._ask(last)[0])
 
     def _ask(self, commands: list[bytes]) -> Replies:
         found = self._ask_in_part(commands)

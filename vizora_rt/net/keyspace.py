@@ -50,6 +50,10 @@ def prefix(database: int) -> str:
     return f"vz:db{database}:" if database else "vz:"
 
 
+NODE_CHANNELS: Final = 6
+"""Of a worker in a cluster. With one shard of three away all six are on it for one worker in 729."""
+
+
 def organization_channel(database: int, organization: str) -> str:
     """What is published to workers that have clients of an organisation."""
     return f"{prefix(database)}{ORGANIZATION}{organization}"
@@ -58,6 +62,13 @@ def organization_channel(database: int, organization: str) -> str:
 def node_channel(database: int, node: str, worker: int | str) -> str:
     """What is published to one worker."""
     return f"{prefix(database)}{NODE}{node}:{worker}"
+
+
+def node_channels(database: int, node: str, worker: int | str, cluster: bool) -> list[str]:
+    """The channels that a worker hears, the one to use first. In a cluster there are several, on as many shards as it
+    falls out: while the shard of one is away, control messages come over another."""
+    first = node_channel(database, node, worker)
+    return [first, *(f"{first}:{copy}" for copy in range(1, NODE_CHANNELS if cluster else 1))]
 
 
 def commands(cluster: bool) -> tuple[str, ...]:

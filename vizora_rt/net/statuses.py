@@ -23,6 +23,9 @@ AGES = 8
 
 WRITES_A_TURN = 250
 
+MOST_DELISTING = 10_000
+"""Devices that moved while a shard was away. One beyond is listed by both organisations until it is erased."""
+
 ORGANIZATIONS = b"vz:orgs"
 """Organisations that ever had a device: where a sweep finds all devices."""
 
@@ -47,6 +50,8 @@ class Statuses:
         self._armed = False
         self._places: dict[str, bytes] = {}
         self._registered: set[str] = set()
+        self._delisting: dict[tuple[str, str], None] = {}
+        """Devices to be taken off lists whose shard is away."""
         self._loop = asyncio.get_running_loop()
         self.on_change: Callable[[Device], None] = lambda _: None
         """Told when the status of a device is another, and Redis has it."""
@@ -138,6 +143,9 @@ class Statuses:
     def _on_up(self) -> None:
         """Nothing that was buffered is written before the store has confirmed who owns it."""
         self._registered.clear()
+        delisting, self._delisting = self._delisting, {}
+        for organization_id, device_id in delisting:
+            self.delist(organization_id, device_id)
         for devices in (*self._ages, self._state.dirty):
             for device in devices:
                 device.dirty = device.owned
@@ -148,12 +156,24 @@ class Statuses:
         if organization_id not in self._registered:
             self._registered.add(organization_id)
             self._store.submit("sadd", resp.pack(b"SADD", ORGANIZATIONS, organization_id), None)
+        if self._delisting:
+            self._delisting.pop((organization_id, device_id), None)
         key = f"vz:{{o:{organization_id}}}:devices"
         self._store.submit("zadd", resp.pack(b"ZADD", key, now, device_id), None)
 
     def delist(self, organization_id: str, device_id: str) -> None:
-        """Take back what was listed with a claim that is refused, or what is another organisation's now."""
-        self._store.submit("other", resp.pack(b"ZREM", f"vz:{{o:{organization_id}}}:devices", device_id))
+        """Take back what was listed with a claim that is refused, or what is another organisation's now.
+
+        While the shard of the list is away that is kept for later: nobody else would do it.
+        """
+
+        def on_reply(reply: object) -> None:
+            if isinstance(reply, ReplyError) and len(self._delisting) < MOST_DELISTING:
+                self._delisting[organization_id, device_id] = None
+
+        command = resp.pack(b"ZREM", f"vz:{{o:{organization_id}}}:devices", device_id)
+        if not self._store.submit("other", command, on_reply):
+            on_reply(LOST)
 
     def describe(self, device: Device) -> bytes:
         """The value of the status key: who has the device, then what it last said of itself, then since when."""
