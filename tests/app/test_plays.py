@@ -75,6 +75,9 @@ class TestArguments:
     )
     def test_a_share_holds_a_batch(self, device: Device, entries: int, room: int, share: int) -> None:
         """Of a stream that has room for five, else there is none."""
+        off = Plays(config.Plays(max_entries=entries, device_share=1))
+        off.partitions = 16
+        assert write(off.impressions(device, impressions({"seq": 1}), NOW)).args[2:4] == (room, 0)
         made = Plays(config.Plays(max_entries=entries, device_share=0.1))
         made.partitions = 16
         assert write(made.impressions(device, impressions({"seq": 1}), NOW)).args[2:4] == (room, share)

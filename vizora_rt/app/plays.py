@@ -108,7 +108,8 @@ class Plays:
         device_id = device.id.encode()
         # A batch has room in any case: a stream shorter than that could never take one.
         room = max(MAX_PLAYS, self._settings.max_entries // partitions)
-        share = 0 if room < SMALL_ROOM else max(MAX_PLAYS, int(room * self._settings.device_share))
+        share = int(room * self._settings.device_share)
+        share = 0 if room < SMALL_ROOM or share == room else max(MAX_PLAYS, share)
         stream = stream_key(partition(device_id, partitions))
         keys = (seen_key(device_id, partitions), stream, legacy_key(device_id, partitions))
         clock = _clock(device, sent_at, now)
