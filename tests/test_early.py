@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,6 +64,11 @@ def test_it_is_imported_before_anything_slow() -> None:
     imported = [name for name in names if name.startswith("vizora_rt")]
     assert imported[:2] == ["vizora_rt", "vizora_rt.early"]
     assert "asyncio" in names[names.index("vizora_rt.early") :], "and what is slow comes after"
+
+
+def test_the_command_of_the_package_begins_with_it() -> None:
+    scripts = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"vizora-rt": "vizora_rt.__main__:main"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
