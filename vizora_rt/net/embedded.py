@@ -46,6 +46,8 @@ ADOPT_SECONDS = 10.0
 """For one that was left behind to answer, before it is ended and started again."""
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.02
+STARTS_TOLD = 10
+"""Lines a minute that name the process of the store, for operators: more of them than of reasons."""
 
 LOG_PREFIX = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ \S ")
 
@@ -170,7 +172,7 @@ class Embedded:
         except BaseException:
             self._end(0)
             raise
-        if self._quiet.may_say("started"):
+        if self._quiet.may_say("started", STARTS_TOLD):
             log.info("embedded store started", pid=self.pid, left_out=self._quiet.left_out("started"))
 
     def _command(self, logfile: Path) -> list[str]:

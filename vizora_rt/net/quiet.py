@@ -20,11 +20,11 @@ class Quiet:
         self._said: dict[str, deque[float]] = {}
         self._left_out: dict[str, int] = {}
 
-    def may_say(self, kind: str) -> bool:
-        """Whether a line of this kind may be written now."""
-        said = self._said.setdefault(kind, deque(maxlen=BURST))
+    def may_say(self, kind: str, burst: int = BURST) -> bool:
+        """Whether a line of this kind may be written now; `burst`: lines a minute."""
+        said = self._said.setdefault(kind, deque(maxlen=burst))
         now = self._clock()
-        if len(said) == BURST and now - said[0] < SECONDS:
+        if len(said) == burst and now - said[0] < SECONDS:
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return False
         said.append(now)
