@@ -13,6 +13,7 @@ import pytest
 
 from bench import histogram, schema
 from bench.catalogue import SCENARIOS
+from bench.scenarios import hostile
 from tests.service import Service
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,16 @@ class TestScenarios:
         # A loop that waited for the gateway would have one slow message a device, 50; here are those of half a second.
         assert share_above(tmp_path / kind.log, 100_000) * 600 >= 60
         assert [mark.what for mark in found.timeline.marks] == ["stopped for 500 ms"]
+
+    def test_attacks_are_told_apart(self, tmp_path: Path) -> None:
+        """Each row has its own heartbeats; that they were not slow, no test beside others can say."""
+        options = ("--devices", "20", "--rate", "100", "--seconds", "15", "--warmup", "0.2", *ANY_LATENESS)
+        found = report(tmp_path, bench("run", "hostile", *options, "--out", tmp_path))
+        passed(found, "connected>=100%", "workers.killed==0", "ended==0")
+        assert [kind.name for kind in found.kinds] == list(hostile.ROWS)
+        assert all(kind.sent == about(1500 // len(hostile.ROWS)) and kind.lost == 0 for kind in found.kinds)
+        assert [mark.what for mark in found.timeline.marks] == list(hostile.ROWS[1:])
+        assert found.figures["pings.closed"] + found.figures["binary.closed"] > 0
 
     def test_two_load_processes_and_their_sum(self, gateway: Service, tmp_path: Path) -> None:
         options = ("--devices", "21", "--rate", "200", "--seconds", "1", "--warmup", "0.3", "--workers", "2")

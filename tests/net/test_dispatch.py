@@ -311,10 +311,10 @@ class TestRate:
         for _ in range(50):
             await client.send("heartbeat", {"appVersion": "x" * 100})
         await until(lambda: waits(node) == 1)
-        await until(lambda: node.gateway._terms.kept_bytes > 48 * 100)
+        await until(lambda: node.gateway._terms.kept.bytes > 48 * 100)
         await client.leave()
         await until(lambda: node.gateway.connections == 0)
-        assert node.gateway._terms.kept_bytes == 0
+        assert node.gateway._terms.kept.bytes == 0
 
     async def test_a_client_that_waits_is_closed_like_any_other(self, opened: Open) -> None:
         node = await opened(limits={"messages_per_minute": 1})
@@ -324,7 +324,7 @@ class TestRate:
         await until(lambda: waits(node) == 1)
         again = await dial_device(node.port, "screen-1")
         assert await client.ended() == 4500
-        assert node.gateway._terms.kept_bytes == 0
+        assert node.gateway._terms.kept.bytes == 0
         await again.leave()
 
     async def test_a_new_connection_has_no_new_bucket(self, opened: Open) -> None:

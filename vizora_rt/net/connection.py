@@ -5,7 +5,6 @@ at once. What the messages mean is the application's business.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -16,7 +15,8 @@ from vizora_rt.app.state import Device
 from vizora_rt.config import Config
 from vizora_rt.errors import NORMAL, SILENT, SLOW_CONSUMER, TOO_MANY_MESSAGES, Close
 from vizora_rt.metrics import Cell
-from vizora_rt.net.reading import BoundedReader
+from vizora_rt.net.held import Held, Total
+from vizora_rt.net.reading import DIRECT_BYTES, FRAMES, BoundedReader
 from vizora_rt.net.timers import Wheel
 from vizora_rt.net.turn_queue import TurnQueue
 from vizora_rt.wire.messages import NATIVE, Dialect
@@ -30,22 +30,6 @@ FLOOD_SECONDS: Final = 1.0
 
 STORE_SECONDS: Final = 2.0
 """How long a close waits for Redis to answer what is being stored, so that it is acked. Redis takes a millisecond."""
-
-FRAMES: Final = 32
-"""Frames of one client that are read in one go, 0.3 ms of work. A player in a hurry sends eight."""
-
-DIRECT_BYTES: Final = 8192
-"""Bytes of a read that are dealt with at once, 0.3 ms of work. A longer read waits for its share of the next turn, but
-for its first frame: any number of clients may send one in the same turn."""
-
-KEPT_BYTES: Final = 262_144
-"""Bytes of messages that one client over its rate may have waiting here: 1,000 plays. More waits in its own buffers."""
-
-KEPT_BYTES_ALL: Final = 67_108_864
-"""The same for all clients of a worker: 64 MiB, as much as may wait for Redis."""
-
-MESSAGE_BYTES: Final = 64
-"""What a message that waits takes beside its characters."""
 
 
 class Application(Protocol):
@@ -65,7 +49,7 @@ class Terms:
     __slots__ = (
         "bytes_in",
         "bytes_out",
-        "kept_bytes",
+        "kept",
         "message_bytes",
         "over_packets",
         "over_unsent",
@@ -88,7 +72,7 @@ class Terms:
         self.over_packets, self.over_unsent, self.over_unsent_for = Cell(), Cell(), Cell()
         """How often each limit was met; a gateway puts its metric children here."""
         self.stalled: set[Connection] = set()
-        self.kept_bytes = 0
+        self.kept = Total()
         self.packets = Rate(config.limits.packets_per_minute, 2 * config.limits.packets_per_minute)
         self.message_bytes = config.limits.message_bytes
         self.ping_after = config.presence.ping_after_seconds
@@ -107,7 +91,6 @@ class Connection(BoundedReader):
         "_early",
         "_ending",
         "_kept",
-        "_kept_bytes",
         "_leaving",
         "_packets",
         "_pinged",
@@ -163,8 +146,7 @@ class Connection(BoundedReader):
         """Whether no more messages are taken, for now or for good."""
         self._waits = False
         """Whether that is because the client is over its rate."""
-        self._kept: deque[str | bytes] | None = None
-        self._kept_bytes = 0
+        self._kept: Held | None = None
         self._packets = 0.0
         """The theoretical arrival time of its packets that carry no event (app/limits.py)."""
         self._storing = 0
@@ -230,44 +212,45 @@ class Connection(BoundedReader):
         What has been read waits in memory, what has not in the client's own buffers. Pings and acks overtake.
         """
         self._waits = self._stopped = True
-        kept = self._kept
-        if kept is None:
-            kept = self._kept = deque()
-        kept.appendleft(payload)
-        self._account(len(payload) + MESSAGE_BYTES)
-        self._terms.wheel.add(_Hold(self), seconds)
+        if self._kept is None:
+            self._kept = Held(self._terms.kept)
+        self._kept.put_back(payload)
+        self._terms.wheel.add(_Once(self._on_turn), seconds)
+
+    def _on_turn(self) -> None:
+        """The time has come for the next of the messages that wait."""
+        self._waits = False
+        if self.open:
+            self._stopped = False
+            self.last_seen = self._terms.wheel.now
+            self._go_on()
 
     def _keep(self, messages: Iterable[str | bytes]) -> None:
         """Let messages wait for their turn. A packet that is no event does not."""
         kept = self._kept
         if kept is None:
-            kept = self._kept = deque()
+            kept = self._kept = Held(self._terms.kept)
         overtakes = self.dialect.overtakes
         for payload in messages:
-            if payload.__class__ is str and kept and overtakes(payload):
+            if isinstance(payload, str) and kept and overtakes(payload):
                 self._app.message(self, payload)
             else:
                 kept.append(payload)
-                self._account(len(payload) + MESSAGE_BYTES)
         if not self.open:
             self._forget()
 
-    def _account(self, size: int) -> None:
-        self._kept_bytes += size
-        self._terms.kept_bytes += size
-
     def _forget(self) -> None:
         """Drop the messages that wait."""
-        self._account(-self._kept_bytes)
-        self._kept = None
+        if self._kept is not None:
+            self._kept.clear()
+            self._kept = None
 
     def _next(self) -> None:
         """Have messages handled that have waited, as many as make a share."""
         kept = self._kept
         assert kept is not None
         for _ in range(min(FRAMES, len(kept))):
-            payload = kept.popleft()
-            self._account(-len(payload) - MESSAGE_BYTES)
+            payload = kept.pop()
             self._app.message(self, payload)
             if self._stopped or len(payload) > LARGE:
                 break
@@ -310,7 +293,7 @@ class Connection(BoundedReader):
             return
         if self._ending and self.session.closed_by is TOO_MANY_MESSAGES:
             return
-        room = not self._kept or (self._kept_bytes < KEPT_BYTES and self._terms.kept_bytes < KEPT_BYTES_ALL)
+        room = not self._kept or self._kept.room
         if (self._kept and not self._waits) or (self.session.pending and room):
             transport.pause_reading()
             if not self._queued:
@@ -381,7 +364,7 @@ class Connection(BoundedReader):
             self.session.fail(cause)  # it is not read any more, not even for its own close frame
         else:
             self.session.close(cause)
-            self._terms.wheel.add(_Deadline(self), CLOSE_SECONDS)
+            self._terms.wheel.add(_Once(self.abort), CLOSE_SECONDS)
         self.flush()
 
     def _fail(self, cause: Close) -> None:
@@ -399,7 +382,7 @@ class Connection(BoundedReader):
         self._leaving = cause
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
-        self._terms.wheel.add(_Store(self), STORE_SECONDS)
+        self._terms.wheel.add(_Once(self._leave), STORE_SECONDS)
 
     def storing(self) -> None:
         """Redis is asked to store what a message brought; the ack waits for it."""
@@ -483,7 +466,7 @@ class Connection(BoundedReader):
         """The server closes TCP first (RFC 6455 section 7.1.1)."""
         self._ending = True
         flooded = self.session.closed_by is TOO_MANY_MESSAGES
-        self._terms.wheel.add(_Deadline(self), FLOOD_SECONDS if flooded else CLOSE_SECONDS)
+        self._terms.wheel.add(_Once(self.abort), FLOOD_SECONDS if flooded else CLOSE_SECONDS)
         if flooded:
             transport.pause_reading()  # to read on, as below, would serve the flood
             transport.write_eof()
@@ -537,70 +520,39 @@ class Connection(BoundedReader):
             return terms.ping_after
         if self._leaving is not None or self._kept or self.session.pending:
             # It is not read, so its answer to a ping may wait. It counts our pings as life all the same.
-            self.last_seen = now
-            if ping is not None:
-                self._pinged = now
-                self.session.send(ping)
-                self.flush()
+            self.last_seen = self._pinged = now
+            self._ping()
             return terms.ping_after
         if self._pinged <= self.last_seen:
             quiet = now - (self.last_seen if ping is None else self._pinged)
             if quiet < terms.ping_after:
                 return terms.ping_after - quiet
             self._pinged = now
-            if ping is None:
-                self.session.ping()
-            else:
-                self.session.send(ping)
-            self.flush()
+            self._ping()
             return terms.ping_timeout
         if now - self._pinged < terms.ping_timeout:
             return terms.ping_timeout - (now - self._pinged)
         self.close(SILENT)
         return None
 
-
-class _Hold:
-    """The end of the wait of a client over its rate. An entry of the timer wheel."""
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def on_timer(self, now: float) -> float | None:
-        connection = self.connection
-        connection._waits = False
-        if connection.open:
-            connection._stopped = False
-            connection.last_seen = now
-            connection._go_on()
-        return None
+    def _ping(self) -> None:
+        if self.dialect.ping is None:
+            self.session.ping()
+        else:
+            self.session.send(self.dialect.ping)
+        self.flush()
 
 
-class _Store:
-    """The end of patience with Redis before a connection closes. An entry of the timer wheel."""
+class _Once:
+    """An entry of the timer wheel that calls a method of a connection once."""
 
-    __slots__ = ("connection",)
+    __slots__ = ("_call",)
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
 
     def on_timer(self, now: float) -> float | None:
-        self.connection._leave()
-        return None
-
-
-class _Deadline:
-    """The end of patience with a closing handshake. An entry of the timer wheel."""
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def on_timer(self, now: float) -> float | None:
-        self.connection.abort()
+        self._call()
         return None
 
 

@@ -14,9 +14,10 @@ from typing import Final, Protocol
 from vizora_rt import errors
 from vizora_rt.config import Config
 from vizora_rt.errors import Close, Refusal
-from vizora_rt.net.connection import CLOSE_SECONDS, DIRECT_BYTES, FLOOD_SECONDS, FRAMES, MESSAGE_BYTES, Connection
+from vizora_rt.net.connection import CLOSE_SECONDS, FLOOD_SECONDS, Connection
+from vizora_rt.net.held import MESSAGE_BYTES
 from vizora_rt.net.line import Place, Waits
-from vizora_rt.net.reading import BoundedReader
+from vizora_rt.net.reading import DIRECT_BYTES, FRAMES, BoundedReader
 from vizora_rt.net.timers import Wheel
 from vizora_rt.net.turn_queue import TurnQueue
 from vizora_rt.wire import socketio

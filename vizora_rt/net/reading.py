@@ -10,6 +10,13 @@ from typing import Final
 READ_BYTES: Final = 65_536
 """Bytes of one read. A worker's heartbeats come 300 at a time; a batch of 200 plays (40 KB) still comes in one read."""
 
+FRAMES: Final = 32
+"""Frames of one client that are parsed in one go, 0.3 ms of work. A player in a hurry sends eight."""
+
+DIRECT_BYTES: Final = 8192
+"""Bytes of a read that are dealt with at once, 0.3 ms of work. A longer read waits for its share of the next turn, but
+for its first frame: any number of clients may send one in the same turn."""
+
 _buffer = bytearray(READ_BYTES)
 """One for all connections of a process: what was read is copied out before the next read begins."""
 _view = memoryview(_buffer)
