@@ -44,6 +44,9 @@ def _by(labels: str, expression: str) -> str:
     return f"sum by ({labels}) ({expression})"
 
 
+_ROUTES = 'path!~"/health.*|/ws|/socket.io/"'
+_ASKED = f"vizora_realtime_http_requests_total{{{_ROUTES}}}"
+_FAILED = f'vizora_realtime_http_requests_total{{status=~"5..",{_ROUTES}}}'
 _ONLINE = _by("job, organization_id", "vizora_realtime_devices_online")
 _BEFORE = f"max_over_time({_ONLINE}[15m:1m])"
 # An organisation whose worker went too has no figure at all: that is none online.
@@ -58,19 +61,20 @@ _RESTARTS = _by("job", 'increase(vizora_realtime_ws_disconnects_total{reason="re
 ALERTS = (
     Alert("HighErrorRate", "warning",
           "The owner's threshold: 0.05 a second are 15 failures in five minutes. /health* answers 503 to say that "
-          "Redis is away; that is an answer and no error (RedisDown is the alert for it).",
+          "Redis is away; that is an answer and no error (RedisDown is the alert for it). Handshakes that "
+          "are refused have an alert of their own.",
           "5m",
-          _by("job, instance", 'rate(vizora_realtime_http_requests_total{status=~"5..",path!~"/health.*"}[5m])')
+          _by("job, instance", f"rate({_FAILED}[5m])")
           + " > 0.05",
           "High error rate detected",
           "Error rate of {{ $labels.instance }} is {{ $value | humanize }} per second", "rate"),
     Alert("HighErrorRate", "warning",
           "One request in twenty fails, of which there were at least five: a backend that calls seldom sees it too.",
           "5m",
-          _by("job, instance", 'rate(vizora_realtime_http_requests_total{status=~"5..",path!~"/health.*"}[5m])')
-          + " > 0.05 * " + _by("job, instance", 'rate(vizora_realtime_http_requests_total{path!~"/health.*"}[5m])')
+          _by("job, instance", f"rate({_FAILED}[5m])")
+          + " > 0.05 * " + _by("job, instance", f"rate({_ASKED}[5m])")
           + " and "
-          + _by("job, instance", 'increase(vizora_realtime_http_requests_total{status=~"5..",path!~"/health.*"}[5m])')
+          + _by("job, instance", f"increase({_FAILED}[5m])")
           + " >= 5",
           "High share of errors detected",
           "More than 5 % of the requests to {{ $labels.instance }} fail, {{ $value | humanize }} per second", "ratio"),
@@ -179,6 +183,15 @@ ALERTS = (
           + _by("job, type", 'increase(vizora_realtime_ws_messages_total{result="refused"}[15m])') + " > 100",
           "More than 1 % of an event is refused",
           "{{ $value | humanize }} messages {{ $labels.type }} per second are refused"),
+
+    Alert("HandshakesRefused", "warning",
+          "One screen that is refused comes back every 30 s, ten times in five minutes: it is more than three, or a "
+          "dashboard that many have open, and it lasts. A worker that stops says so for seconds only.",
+          "5m",
+          _by("job, instance, code", "increase(vizora_realtime_ws_handshakes_rejected_total[5m])") + " > 30",
+          "Opening handshakes are refused",
+          "{{ printf `%.0f` $value }} handshakes were refused by {{ $labels.instance }} in 5 minutes: "
+          "{{ $labels.code }}"),
 
     Alert("FieldsIgnored", "info",
           "One message in ten has a field that we do not know or cannot read: a new player release. Nothing is lost "

@@ -181,7 +181,9 @@ SERVICE = Dashboard(
             _table("Top Error Endpoints", "ops", "Routes with most 5xx.",
                    ("topk(5, " + _rate("http_requests_total", "method, path, status", 'status=~"5.."') + ") > 0",
                     "{{method}} {{path}} {{status}}")),
-            _graph("Requests", "ops", "By status.", (_rate("http_requests_total", "status"), "{{status}}")),
+            _graph("Requests", "ops", "By status; a wrong key of the control API or of /metrics also by itself.",
+                   (_rate("http_requests_total", "status"), "{{status}}"),
+                   (_rate("http_wrong_keys_total", "key") + " > 0", "wrong key: {{key}}")),
         )),
         Row("Resources", (
             _graph("Memory Usage", "mbytes", "Each process; an idle screen takes about 6 KiB.",

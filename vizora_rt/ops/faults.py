@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from vizora_rt.ops.site import Site
+from vizora_rt.ops.site import Site, Wire
 from vizora_rt.wire.resp import pack
 
 SECOND = 1.0
@@ -100,6 +100,15 @@ async def bad_heartbeats(site: Site) -> None:
             await asyncio.sleep(0.05)
     finally:
         await wire.close()
+
+
+async def wrong_tokens(site: Site) -> None:
+    """A player that was given another environment's token, and does not take the answer for one."""
+    while True:
+        wire = Wire(site.ws, "nonsense")
+        await wire.opened()
+        await wire.close()
+        await asyncio.sleep(0.05)
 
 
 async def new_fields(site: Site) -> None:
@@ -311,6 +320,7 @@ FAULTS = {
     "RedisDown": Fault("the store hangs", redis_hangs, IMPATIENT),
     "EventLoopLag": Fault("a worker is stopped for 0.35 s, again and again", loop_stalls),
     "HeartbeatsRefused": Fault("every second heartbeat of a player is no object", bad_heartbeats, NO_RATES),
+    "HandshakesRefused": Fault("a player with a wrong token comes back, again and again", wrong_tokens),
     "FieldsIgnored": Fault("a player sends a field that is new", new_fields, NO_RATES),
     "DevicesOffline": Fault("8 of 12 screens are switched off", screens_leave, screens=12),
     "PlaysMissing": Fault("a player's plays 2 to 199 do not come", plays_get_lost),
