@@ -27,6 +27,8 @@ from vizora_rt.net.timers import Wheel
 from vizora_rt.wire.frames import encode_masked, parse_close, parse_frame
 
 PATIENCE = 15.0
+LIFETIME_SECONDS = 6 * 3600
+"""Of a token: some are made when a test file is imported, and the last test may be run half an hour later."""
 TICK = 0.02
 """Of a wheel, so that tests with short limits take little more than these."""
 DEVICE_SECRET = "Lh2vq7XrTz0mWc4bNf9sKd6gPy1jQe8aRu5xGo3i"
@@ -40,13 +42,21 @@ T = TypeVar("T")
 
 
 def device_token(device: str, organization: str = "acme", secret: str = DEVICE_SECRET, **claims: Any) -> str:
-    body = {"sub": device, "organizationId": organization, "type": "device", "exp": int(time.time()) + 600, **claims}
+    expires = int(time.time()) + LIFETIME_SECONDS
+    body = {"sub": device, "organizationId": organization, "type": "device", "exp": expires, **claims}
     return jwt.encode({name: value for name, value in body.items() if value is not None}, secret, "HS256")
 
 
 def user_token(user: str = "ann", organization: str = "acme", secret: str = USER_SECRET, **claims: Any) -> str:
     now = int(time.time())
-    body = {"sub": user, "organizationId": organization, "type": "user", "iat": now, "exp": now + 600, **claims}
+    body = {
+        "sub": user,
+        "organizationId": organization,
+        "type": "user",
+        "iat": now,
+        "exp": now + LIFETIME_SECONDS,
+        **claims,
+    }
     return jwt.encode({name: value for name, value in body.items() if value is not None}, secret, "HS256")
 
 
