@@ -733,8 +733,8 @@ class TestCost:
             costs.append(int(found[1]))
         first, last = min(costs[1:12]), min(costs[-24:])
         print(f"{shape}: {first} us, after 120 batches {last} us, at most {max(costs)} us")
-        # Were all runs read for each batch, it would be five times the cost; for each play, a hundred times.
-        assert last <= 3 * first
+        # Twice for what is copied and given up; were all runs walked through for each play, thirty times.
+        assert last <= 6 * first
 
     def test_what_is_kept_of_a_device_is_bounded(self, table: Table) -> None:
         for batch in range(40):

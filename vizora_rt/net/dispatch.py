@@ -117,8 +117,9 @@ class Dispatcher:
         self._play_cost = limits.messages_per_minute / limits.plays_per_minute if limits.plays_per_minute else 0.0
         self._over_rate: Cell = metrics.counter("limits_exceeded_total", "messages_per_minute")
         self._traced = report.message_share()
-        self._full_at = 0
+        self._looked_at = 0
         self._is_full = False
+        """Whether Redis, or a shard of it, turned down a write lately; looked up once a millisecond."""
 
     def message(self, connection: Connection, payload: str | bytes) -> None:
         """Validate, handle, answer, count."""
@@ -172,7 +173,9 @@ class Dispatcher:
             self._decline(connection, counted, outcome, ack_id, started)
             return
         if ack_id is not None:
-            well = self._store.up and not self._full(now)
+            if now != self._looked_at:
+                self._looked_at, self._is_full = now, self._store.full != ""
+            well = self._store.up and not self._is_full
             reply = outcome.reply if well or self._stored(device) else outcome.degraded or outcome.reply
             connection.session.send(dialect.encode_success(ack_id, reply, clock.iso))
         counted.ok.value += 1
@@ -185,13 +188,6 @@ class Dispatcher:
         part.ok, part.refused, part.failed = Cell(), Cell(), Cell()
         part.timer = Traced(counted, part, connection.identity)
         return part
-
-    def _full(self, now: int) -> bool:
-        """Whether Redis, or a shard of it, turned down a write lately. Asked once a millisecond."""
-        if now != self._full_at:
-            self._full_at = now
-            self._is_full = self._store.full != ""
-        return self._is_full
 
     def _stored(self, device: Device) -> bool:
         """Whether a store that is not well as a whole keeps what is of this device."""
