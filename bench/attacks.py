@@ -180,10 +180,12 @@ class Attackers:
 
     async def attack(self, seconds: float) -> None:
         tasks = [asyncio.create_task(self._again(number)) for number in range(self._attack.connections)]
-        await asyncio.sleep(seconds)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def _again(self, number: int) -> None:
         while True:
