@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.net.backend import Answer, Backed, Screen, call, command
-from tests.net.peers import until
+from tests.net.peers import dial, until, user_token
 from tests.net.valkeys import Cluster, Server, Valkeys
 from tests.net.valkeys import until as soon
 from vizora_rt.app import plays
@@ -192,6 +192,31 @@ async def test_a_page_names_the_devices_of_a_shard_that_is_away(servers: Cluster
         answer = await call(nodes[1], "GET", f"/organizations/{organization}/devices")
         assert "unavailable" not in answer.body
         for screen in screens:
+            await screen.leave()
+
+
+async def test_a_dashboard_is_told_of_those_that_can_be_read(servers: Cluster) -> None:
+    """And of all of them when the shard is back."""
+    organization = next(
+        name
+        for name in on(servers, 0, LIST, 200, prefix="o")
+        if servers.home(slot(f"vz:org:{name}".encode())) is servers.masters[0]
+    )
+    here, there = on(servers, 0, DEVICE, 2), on(servers, AWAY, DEVICE)
+    async with workers(servers.url) as nodes:
+        screens = [await Screen.dial(nodes[0], name, organization=organization) for name in (*here, *there)]
+        await until(lambda: servers.masters[0].tell("ZCARD", f"vz:{{o:{organization}}}:devices") == 3)
+        wall = Screen(await dial(nodes[0].port, user_token("ann", organization)), acks=False)
+        await kill(servers, nodes)
+        assert (await wall.answer("join:organization", {"organizationId": organization}, 1))["success"]
+        page = await wall.event("device:status:batch")
+        assert {each["deviceId"] for each in page["devices"]} >= set(here)  # of the other it may know from before
+        assert page["unavailable"] == there
+        await back(servers, nodes)
+        page = await wall.event("device:status:batch", 2)
+        assert {each["deviceId"] for each in page["devices"]} == {*here, *there}
+        assert "unavailable" not in page
+        for screen in (*screens, wall):
             await screen.leave()
 
 

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -224,10 +224,13 @@ class Mute:
                 connection, _ = self._listening.accept()
             except OSError:
                 return
-            with connection:
+            with connection, suppress(OSError):
                 connection.settimeout(10)
                 data = b""
-                while b"\r\n\r\n" not in data and (read := connection.recv(65536)):
+                # The PROXY header that may come first has an empty line of its own.
+                while not re.search(rb"HTTP/1\.[01]\r\n(.*\r\n)?\r\n", data, re.DOTALL) and (
+                    read := connection.recv(65536)
+                ):
                     data += read
                 for method, path in re.findall(rb"([A-Z]+) (/\S*) HTTP/1\.[01]", data):
                     if path == b"/health/ready":

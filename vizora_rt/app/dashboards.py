@@ -4,7 +4,7 @@ A `Room` knows the latest status of each device by its `seq`, which only grows; 
 it comes. So pages and changes may be interleaved in any way: the last that a dashboard gets of a device is the latest.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -32,13 +32,14 @@ class Watch:
     `pending` are the changes of this round, `due` those of the one that is being sent; a dashboard that does not read
     stays in its round. `waiting` are the devices of the snapshot under way, each with when it was last seen; `again`:
     it shall be told once more. `joined`: it wants a snapshot whenever changes may have been missed; `telling`: it is
-    getting one.
+    getting one. `in_part`: its snapshot lacks devices whose shard of a cluster is away.
     """
 
     __slots__ = (
         "again",
         "arrival",
         "due",
+        "in_part",
         "joined",
         "page",
         "pages",
@@ -63,6 +64,7 @@ class Watch:
         self.page = 0
         self.pages = 0
         self.again = False
+        self.in_part = False
 
     def mark(self, device_id: str) -> None:
         """The device has changed."""
@@ -90,13 +92,17 @@ class Watch:
         """All that is known of the organisation is told, page by page."""
         self.waiting = devices
         self.page, self.pages = 0, max(1, -(-len(devices) // PAGE))
+        self.in_part = False
 
     def next_page(self) -> list[tuple[str, int]]:
         """Devices that the next page tells of."""
         return (self.waiting or [])[self.page * PAGE : (self.page + 1) * PAGE]
 
-    def fill_page(self, found: Iterable[tuple[str, int, bytes]], timestamp: str) -> bytes:
-        """The next page, as the data of `device:status:batch`, with what Redis had of its devices."""
+    def fill_page(
+        self, found: Iterable[tuple[str, int, bytes]], timestamp: str, unavailable: Sequence[str] = ()
+    ) -> bytes:
+        """The next page, as the data of `device:status:batch`, with what Redis had of its devices. `unavailable` are
+        those of them that Redis could not be asked for."""
         room = self.room
         for device_id, seq, body in found:
             room.learn(device_id, seq, body)
@@ -110,8 +116,11 @@ class Watch:
         self.page += 1
         if self.page >= self.pages:
             self.waiting = None
-        return b'{"devices":[%b],"page":%d,"pages":%d,"organizationId":%b,"timestamp":"%b"}' % (
+        self.in_part |= bool(unavailable)
+        named = b'"unavailable":%b,' % messages.dumps(list(unavailable)) if unavailable else b""
+        return b'{"devices":[%b],%b"page":%d,"pages":%d,"organizationId":%b,"timestamp":"%b"}' % (
             b",".join(bodies),
+            named,
             self.page,
             self.pages,
             messages.dumps(room.organization_id),

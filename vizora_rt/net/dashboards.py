@@ -53,7 +53,7 @@ class Dashboards:
         bus.on_status = self._hear
         bus.on_subscribed = self._subscribed
         store.script("listed", LISTED)
-        store.on_up.append(self._resume)
+        store.on_up.append(self._on_up)
 
     def enter(self, connection: Connection) -> None:
         connection.watch = self._rooms.enter(connection)
@@ -135,6 +135,15 @@ class Dashboards:
                     self._join(watch)
         self._resume()
 
+    def _on_up(self) -> None:
+        """Redis is back, or a shard of it: who was told in part is told once more."""
+        for room in self._rooms.rooms.values():
+            for watch in room.watches.values():
+                if watch.in_part:
+                    watch.in_part = False
+                    self._join(watch)
+        self._resume()
+
     def _resume(self) -> None:
         """What could not go on may perhaps now: Redis is back, the bus hears, the dashboard reads."""
         parked, self._parked = self._parked, {}
@@ -197,22 +206,29 @@ class Dashboards:
                 replied(LOST)
         return True
 
+    def _answers(self, device_id: str) -> bool:
+        """Whether Redis can be asked for a device now."""
+        return self._store.takes(f"vz:{{d:{device_id}}}:status".encode())
+
     def _fill(self, watch: Watch, wanted: list[tuple[str, int]], values: dict[str, object]) -> None:
         """A page has been read."""
         viewer = watch.viewer
         if viewer not in watch.room.watches:
             return
-        if any(isinstance(value, ReplyError) for value in values.values()):
-            self._park(watch)
+        unavailable = [device_id for device_id, value in values.items() if isinstance(value, ReplyError)]
+        if unavailable and (not self._store.partly_up or any(map(self._answers, unavailable))):
+            self._park(watch)  # but for those on a shard that is away, it is asked again soon
             return
         now, found = time.time_ns() // 1_000_000, []
         for device_id, seen in wanted:
             value = values[device_id]
+            if isinstance(value, ReplyError):
+                continue  # it is told when its shard is back
             assert value is None or isinstance(value, bytes)
             status = described(device_id, watch.room.organization_id, value, seen, now)
             if status is not None:
                 found.append((device_id, *status))
-        viewer.send("device:status:batch", watch.fill_page(found, messages.iso(now)))
+        viewer.send("device:status:batch", watch.fill_page(found, messages.iso(now), unavailable))
         if watch.waiting is not None:
             self._joining.append(watch)
             return
