@@ -487,6 +487,7 @@ class TestBodies:
     async def test_chunks_of_one_byte_are_read_in_turns(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another client is answered while they are read, and there is an end to them."""
         monkeypatch.setattr("vizora_rt.wire.http.CHUNKS_AT_ONCE", 50)
+        monkeypatch.setattr("vizora_rt.net.turn_queue.TURN_NS", 0)  # one share a turn
         flood, other = await Wire.open(node.port), await Wire.open(node.port)
         sending = asyncio.create_task(
             flood.send(request("/status", Transfer_Encoding="chunked") + b"1\r\nx\r\n" * 1_000_000)

@@ -426,18 +426,22 @@ class Exchange(BoundedReader):
         if not self._hold():
             self._reject(errors.OVERLOADED)
         elif parser.more:
-            # In its turn, after others have had theirs.
             transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._look_on)
+            self._server.gateway.turns.add(self)
         elif self._ended:
             self._reject(errors.BAD_REQUEST)
         elif parser.interim:
             transport.write(parser.interim)
 
-    def _look_on(self) -> None:
-        if self._parser is not None and self._parser.more:
+    def take_share(self) -> bool:
+        """Go on with what was read. Called by the queue of the turn, after others have had their share."""
+        parser = self._parser
+        if parser is None or not parser.more:
+            self._go_on()
+        else:
             self.data_received(b"")
             self.read_on()
+        return False
 
     def read_on(self) -> None:
         """Read again, unless a request is being answered or waits: then `_go_on` does so after the answer."""
@@ -664,7 +668,7 @@ class Exchange(BoundedReader):
         elif parser.rest:
             # In its turn, not deeper in the stack; meanwhile nothing newer may overtake it.
             transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._go_on)
+            server.gateway.turns.add(self)
         else:
             self._go_on()
 

@@ -27,8 +27,8 @@ MAX_COOKIES = 180
 """What Chrome keeps for one site, and so the most that a browser sends."""
 MAX_CHUNKS = 16_384
 """Of a body: the largest one in pieces of 64 bytes. Each costs some microseconds, however small it is."""
-CHUNKS_AT_ONCE = 1_000
-"""Read before the caller gets its turn: 2 ms."""
+CHUNKS_AT_ONCE = 100
+"""Read before others have their turn: 0.2 ms."""
 
 UPGRADE_HEADERS = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
 """What an answer 426 must carry (RFC 9110 section 15.5.22, RFC 6455 section 4.2.2). `response` adds them."""
