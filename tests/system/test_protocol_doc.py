@@ -25,9 +25,9 @@ from vizora_rt import config, errors
 from vizora_rt.app import auth, commands, content_errors, play_script, screenshots
 from vizora_rt.errors import Refusal
 from vizora_rt.metrics import NOTICE, OTHER
-from vizora_rt.net import control_routes, delivery, devices, embedded, places
+from vizora_rt.net import control_routes, delivery, devices, embedded, greeting, held, places
 from vizora_rt.net.control import KEPT_SECONDS
-from vizora_rt.wire import bodies, http, payloads
+from vizora_rt.wire import bodies, http, messages, payloads
 
 PAGE = Page.read(Path(__file__).parents[2] / "docs" / "protocol.md")
 ENV = {**SECRETS, "INTERNAL_API_SECRET": API_KEY}
@@ -415,6 +415,10 @@ class TestLimits:
             "parameters of a query": http.MAX_PARAMETERS,
             "chunks of a body": http.MAX_CHUNKS,
             "bytes of unfinished requests": places.UNFINISHED_BYTES,
+            "packets of a Socket.IO client before CONNECT": greeting.PACKETS,
+            "pings, pongs and short fragments before CONNECT": greeting.SMALL_FRAMES,
+            "bytes of a client's messages that wait for its rate": held.KEPT_BYTES,
+            "halves of characters that are mended in a message": messages.MENDED,
             "plays in a batch": payloads.MAX_PLAYS,
             "bytes of an image": screenshots.MAX_IMAGE,
             "bytes of a message with an image": delivery.SCREENSHOT_BYTES,
