@@ -40,21 +40,22 @@ class ContentErrors:
         """Kept with the device, then told; in this order, for what is told twice is taken for two."""
         kind = payload.error_type if payload.error_type in TYPES else UNKNOWN
         context = None if payload.context is None else messages.bounded(payload.context, MAX_CONTEXT)
+        at = times.milliseconds(payload.timestamp)
         fields: dict[str, Any] = {
             "contentId": payload.content_id,
             "playlistId": payload.playlist_id,
             "errorType": kind,
             "errorMessage": payload.error_message,
             "errorCode": payload.error_code,
-            "timestamp": times.milliseconds(payload.timestamp),
+            "timestamp": at,
             "serverTime": now,
         }
         text = messages.dumps({name: value for name, value in fields.items() if value is not None})
         if context is not None:
             text = b'%b,"context":%b}' % (text[:-1], context)
         text = redact(text.decode()).encode()
-        ignored = payload.context is not None and context is None
-        dropped = ("ws_fields_ignored_total", ("content:error", "wrong_type"), int(ignored))
+        ignored = (payload.context is not None and context is None) + (payload.timestamp is not None and at is None)
+        dropped = ("ws_fields_ignored_total", ("content:error", "wrong_type"), ignored)
         about = {"content_id": payload.content_id, "error_code": payload.error_code, "said": payload.error_message}
         tallies = (("content_errors_total", (kind,), 1), dropped)
         done = Outcome(tallies=tallies, issue=("content error", kind, dict(about)))
