@@ -64,7 +64,7 @@ NUMBERS: Final[dict[str, tuple[str | int, ...]]] = {
 }  # fmt: skip
 """Where an event numbers its play."""
 
-NO_TIMES: Final = (True, "seven", [], [7], {}, {"a": 1})
+NO_TIMES: Final[tuple[Any, ...]] = (True, "seven", [], [7], {}, {"a": 1})
 """What a field that takes every time must drop."""
 
 DASHBOARD: Final = ("join:organization", "join:room", "leave:room")
