@@ -414,7 +414,7 @@ def test_noise_never_makes_a_series(tmp_path: Path) -> None:
 
         def series() -> set[str]:
             lines = service.get("/metrics")[1].decode().splitlines()
-            # Of the questions themselves there are more, and what Redis says of its memory is read some time after the start.
+            # Of the questions themselves there are more; Redis' memory and its policy are read some time later.
             ours = ("_http_", "_redis_memory_", "_redis_evicts")
             return {
                 line.rpartition(" ")[0] for line in lines if line and line[0] != "#" and not any(map(line.count, ours))
