@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md: each row names tests that exist, and each test of a fault has its row."""
+"""The tables of docs/reliability.md and docs/security.md: each row names tests that exist; each fault has its row."""
 
 import ast
 import re
@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
+SECURITY = ROOT / "docs" / "security.md"
 FAULTS = ("test_faults", "test_slow_dashboard", "test_watchdog", "test_restarts", "test_machine", "test_failover")
 
 NAMED = re.compile(r"`(test_\w+|Test\w+)`")
@@ -52,6 +53,12 @@ def test_each_row_names_tests_that_exist() -> None:
     text = PAGE.read_text("utf-8")
     assert problems(text) == []
     assert len(list(rows(text))) >= 15
+
+
+def test_each_threat_names_tests_that_exist() -> None:
+    threats = SECURITY.read_text("utf-8").partition("## Threats")[2]
+    assert problems(threats) == []
+    assert len(list(rows(threats))) >= 25
 
 
 def test_each_fault_has_its_row() -> None:
