@@ -29,6 +29,7 @@ from vizora_rt.app.play_script import (
     PROTECTED_MS,
     RETRY_MS,
     SCRIPT,
+    TEXT_RUNS,
 )
 from vizora_rt.app.plays import describe
 from vizora_rt.net import embedded
@@ -108,7 +109,7 @@ class Table:
 
     def runs(self, boot: str = "b1") -> tuple[str, list[tuple[int, int]]]:
         """What stands before the runs of a boot, and each of them as (code, length)."""
-        (value,) = self.tell(("HGET", self.seen, f"b:{boot}"))
+        (value,) = self.tell(("HGET", self.seen, f"r:{boot}"))
         *head, text = value.split(b" ", 5)
         ends = [(int.from_bytes(text[at : at + 7]), text[at + 7]) for at in range(0, len(text), 8)]
         lengths = [high - low for (high, _), (low, _) in zip(ends, [(0, 0), *ends], strict=False)]
@@ -242,6 +243,156 @@ class TestNumbered:
         assert table.tell(("TTL", table.seen))[0] > 100
 
 
+class TestUpgrade:
+    """Values as the release before writes them, byte for byte."""
+
+    PLAIN = f"{NOW} 0 50 3:50"
+    HOLES = f"{NOW} 2 40 2:1,0:1,1:1,0:7,3:20,1:4,2:1,3:5"
+    """Of numbers up to 5 both, 6 the end, 7 to 10 the start, up to 30 both, 38 the start, 40 the end."""
+    HUGE = f"{NOW} 0 9007199254740992 2:1,0:1,1:1,0:9007199254740984,1:1,0:4"
+
+    @staticmethod
+    def write(table: Table, missing: int, **boots: str) -> None:
+        fields = [part for boot, value in boots.items() for part in (f"b:{boot}", value)]
+        table.tell(("HSET", table.seen, *fields, "missing", missing, f"d:{TODAY}", 50), ("EXPIRE", table.seen, 1000))
+
+    def test_it_goes_on_where_it_stood(self, table: Table) -> None:
+        self.write(table, 0, b1=self.PLAIN)
+        said = table.record(*both(49, 50, 51), now=NOW + 1)
+        assert (said.watermark, said.accepted, said.duplicates, said.plays, said.missing) == (51, 2, 4, 1, 0)
+        assert table.runs() == (f"{NOW + 1} 0 51 0 0", [(3, 51)])
+        assert table.described()["days"] == {"2026-11-23": 51}
+
+    def test_one_that_only_asks(self, table: Table) -> None:
+        self.write(table, 8, b1=self.HOLES)
+        before = table.tell(("HGETALL", table.seen))
+        said = table.record()
+        assert (said.watermark, said.missing, said.holes) == (30, 8, [(31, 37), (39, 39)])
+        assert table.tell(("HGETALL", table.seen)) == before
+
+    def test_each_phase_is_known_again(self, table: Table) -> None:
+        self.write(table, 8, b1=self.HOLES)
+        said = table.record(*both(*range(1, 41)))
+        # The starts of 6 and 40, the ends of 7 to 10 and 38; both of the eight that were missing.
+        assert (said.watermark, said.missing, said.accepted, said.plays) == (40, 0, 2 + 5 + 16, 8)
+        (boot,) = table.described()["boots"]
+        assert (boot["lost"], boot["missing"], boot["newest"]) == (2, 0, 40)
+
+    def test_the_largest_number(self, table: Table) -> None:
+        self.write(table, 2**53 - 3, b1=self.HUGE)
+        said = table.record((2**53 - 2, END), (2**53, END), (5, START), (2**53 - 1, END))
+        assert (said.watermark, said.accepted, said.duplicates) == (0, 2, 2)
+        assert (said.missing, said.holes) == (2**53 - 4, [(1, 4), (6, 2**53 - 3)])
+
+    def test_a_value_as_large_as_it_may_be(self, table: Table) -> None:
+        runs = ",".join(["1:1,3:1"] * MAX_UNFINISHED + ["0:1,3:1"] * MAX_HOLES)
+        self.write(table, MAX_HOLES, b1=f"{NOW} 0 {2 * (MAX_HOLES + MAX_UNFINISHED)} {runs}")
+        said = table.record((2 * MAX_HOLES, END), (1, END))
+        assert (said.watermark, said.accepted, said.missing, said.holes_lost) == (1, 1, MAX_HOLES - 1, 0)
+        assert len(table.runs()[1]) == 2 * (MAX_HOLES + MAX_UNFINISHED) - 2
+
+    def test_what_is_missing_of_other_boots_stays(self, table: Table) -> None:
+        self.write(table, 8, b1=self.HOLES, b2=self.PLAIN)
+        assert table.record(*ends(53), boot="b2").missing == 10
+        assert table.record(*ends(39), boot="b1").missing == 9
+
+    def test_the_oldest_of_nine_boots_goes_in_both_forms(self, table: Table) -> None:
+        for number in range(4):
+            table.record((2, END), boot=f"new{number}", now=NOW + 10 + number)
+        later = {f"old{n}": self.PLAIN.replace(str(NOW), str(NOW + 48 + n)) for n in (2, 3)}
+        self.write(table, 8 + 4, old0=self.HOLES, old1=self.PLAIN, **later)
+        table.record((51, END), boot="old1", now=NOW + 40)
+        said = table.record((1, END), boot="new", now=NOW + 70)
+        assert (said.boots_lost, said.missing) == (1, 4)
+        left = {field[2:] for field in table.fields(table.seen, b"b:") + table.fields(table.seen, b"r:")}
+        assert left == {b"new", b"new0", b"new1", b"new2", b"new3", b"old1", b"old2", b"old3"}
+        said = table.record((1, END), boot="newer", now=NOW + 80)
+        assert (said.boots_lost, said.missing) == (1, 3)
+
+    def test_boots_that_are_too_old(self, table: Table) -> None:
+        self.write(table, 8, b1=self.HOLES, b2=self.PLAIN)
+        said = table.record((1, END), now=NOW + KEEP_DAYS * DAY_MS)
+        assert (said.accepted, said.boots_lost, said.missing, said.watermark) == (1, 0, 0, 1)
+        assert table.fields(table.seen, b"b:") == [b"b:b1"]
+
+    @pytest.mark.parametrize("value", ["", "x", "1 2", f"{NOW} 0 50 3:49", f"{NOW} 0 50 7:50", f"{NOW} 0 50 3:50;0:1"])
+    def test_what_is_no_such_value_is_none(self, table: Table, value: str) -> None:
+        self.write(table, 0, b1=value)
+        assert table.record((1, END)).accepted == 1
+        assert table.record((1, END)).duplicates == 1
+
+    def test_plays_without_numbers_are_known_again(self, table: Table) -> None:
+        at = NOW - 60_000
+        table.tell(
+            (
+                "HSET",
+                table.legacy,
+                "open",
+                f"5fc7e38bffe00ca4 {NOW} 1ab61a7385995f43\n",
+                "today",
+                TODAY,
+                f"{TODAY}:56",
+                b"\n\x7f\xba\x9fX.\xdb\xaf]\x8d\x99\xf6\x97\xe3a.\x1a\xb6\x1as\x85\x99_C",
+            )
+        )
+        assert table.without("spot", START, at).duplicates == 1
+        assert table.without("spot", END, at + 10_000).duplicates == 1
+        assert table.without("open", START, at + 20_000).duplicates == 1
+        said = table.without("open", END, at + 50_000)
+        assert (said.accepted, said.plays) == (1, 0)
+        (entry,) = table.entries()
+        assert (entry["play_id"], entry["first"]) == ("lobby::1ab61a7385995f43", "0")
+
+
+class TestRoll:
+    """Workers of the release before write the text while workers of this one run."""
+
+    def text(self, table: Table, boot: str = "b1") -> str:
+        (value,) = table.tell(("HGET", table.seen, f"b:{boot}"))
+        return str(value.decode()) if value else ""
+
+    def test_the_release_before_can_go_on(self, table: Table) -> None:
+        table.record(*both(1, 2, 5), (7, START))
+        assert self.text(table) == f"0{NOW} 0 7 1:1,0:1,3:1,0:2,3:2"
+
+    def test_what_it_has_written_since_is_joined(self, table: Table) -> None:
+        table.record(*both(1, 2, 5), (7, START))
+        # It has recorded the end of 7, both of 3 and the start of 9; and counted what is missing.
+        TestUpgrade.write(table, 3, b1=f"{NOW + 5} 0 9 1:1,0:1,3:1,0:1,3:1,0:1,3:3")
+        said = table.record((7, END), (3, START), (9, END), now=NOW + 6)
+        assert (said.accepted, said.duplicates, said.missing, said.holes) == (1, 2, 3, [(4, 4), (6, 6), (8, 8)])
+        assert self.text(table) == f"0{NOW + 6} 0 9 3:1,0:1,3:1,0:1,3:1,0:1,3:3"
+
+    def test_two_that_know_different_plays(self, table: Table) -> None:
+        table.record((1, START), (2, END), *both(3), (8, END))
+        TestUpgrade.write(table, 2, b1=f"{NOW + 5} 1 6 3:1,0:1,1:1,0:1,1:1,2:1")
+        said = table.record(now=NOW + 6)
+        assert (said.watermark, said.missing, said.holes) == (4, 2, [(5, 5), (7, 7)])
+        assert table.record(*both(1, 2, 3), now=NOW + 7).accepted == 0
+        assert table.record(*both(4, 6, 8), now=NOW + 7).accepted == 2
+        assert table.described()["boots"][0]["lost"] == 1
+
+    def test_a_boot_of_many_runs_is_not_written_as_text(self, table: Table) -> None:
+        table.record(*ends(*range(2, TEXT_RUNS + 1, 2)))
+        assert self.text(table)
+        said = table.record((TEXT_RUNS + 2, END))
+        assert not self.text(table)
+        # For the release before that boot is new: it takes all that is older for missing, and loses nothing of it.
+        top = TEXT_RUNS + 3
+        TestUpgrade.write(table, said.missing + top - 1, b1=f"{NOW + 5} 0 {top} 2:1,0:{top - 1}")
+        again = table.record((2, END), (top, END), now=NOW + 6)
+        assert (again.duplicates, again.missing, again.watermark) == (2, said.missing, 0)
+
+    def test_the_later_of_both_is_told(self, table: Table) -> None:
+        table.record(*both(1, 2))
+        TestUpgrade.write(table, 1, b1=f"{NOW + 5} 0 4 3:1,0:1,3:2")
+        (boot,) = table.described()["boots"]
+        assert (boot["newest"], boot["holes"], boot["lastPlay"]) == (4, [[3, 3]], NOW + 5)
+        table.record(*both(3), now=NOW + 6)
+        (boot,) = table.described()["boots"]
+        assert (boot["watermark"], boot["holes"], boot["lastPlay"]) == (4, [], NOW + 6)
+
+
 class TestBounds:
     def test_the_oldest_of_nine_boots_goes(self, table: Table) -> None:
         for number in range(MAX_BOOTS):
@@ -265,6 +416,7 @@ class TestBounds:
         later = NOW + KEEP_DAYS * DAY_MS
         said = table.record((1, END), boot="new", now=later)
         assert (said.boots_lost, said.missing) == (0, 0)
+        assert table.fields(table.seen, b"r:") == [b"r:new"]
         assert table.fields(table.seen, b"b:") == [b"b:new"]
 
     def test_past_a_thousand_holes_the_oldest_is_declared_lost(self, table: Table) -> None:
@@ -739,7 +891,7 @@ class TestCost:
     def test_what_is_kept_of_a_device_is_bounded(self, table: Table) -> None:
         for batch in range(40):
             table.record(*Shapes.ascending(batch)[1])
-        (value,) = table.tell(("HGET", table.seen, "b:b1"))
+        (value,) = table.tell(("HGET", table.seen, "r:b1"))
         assert len(value) <= 8 * (2 * (MAX_HOLES + MAX_UNFINISHED) + 1) + 100
 
 

@@ -288,9 +288,9 @@ def value(last: int, top: int, *runs: tuple[int, int]) -> bytes:
 
 def test_a_description_leaves_out_what_is_too_old() -> None:
     seen = {
-        b"b:old": value(NOW - KEEP_DAYS * DAY_MS, 5, (5, 2)),
-        b"b:new": value(NOW, 5, (5, 2)),
-        b"b:older": value(NOW - 5, 5, (1, 0), (5, 2)),
+        b"r:old": value(NOW - KEEP_DAYS * DAY_MS, 5, (5, 2)),
+        b"r:new": value(NOW, 5, (5, 2)),
+        b"r:older": value(NOW - 5, 5, (1, 0), (5, 2)),
         b"missing": b"0",
         b"d:20781": b"2",
         b"d:20780": b"1",
@@ -301,3 +301,24 @@ def test_a_description_leaves_out_what_is_too_old() -> None:
         ("older", 0, [[1, 1]]),
     ]
     assert list(found["days"].items()) == [("2026-11-23", 1), ("2026-11-24", 2)]
+
+
+def test_a_description_of_what_the_release_before_has_written() -> None:
+    seen = {
+        b"b:text": b"%d 2 9007199254740992 2:1,0:1,1:1,0:9007199254740984,1:1,0:4" % NOW,
+        b"b:both": b"0%d 0 5 3:5" % (NOW - 1),
+        b"r:both": value(NOW - 1, 5, (5, 3)),
+        b"b:none": b"%d 0 0 " % (NOW - 2),
+    }
+    text, both, none = describe(seen, NOW)["boots"]
+    assert text == {
+        "boot": "text",
+        "watermark": 0,
+        "newest": 2**53,
+        "missing": 2**53 - 3,
+        "holes": [[1, 4], [6, 2**53 - 3], [2**53 - 1, 2**53 - 1]],
+        "lost": 2,
+        "lastPlay": NOW,
+    }
+    assert (both["boot"], both["watermark"], both["lastPlay"]) == ("both", 5, NOW - 1)
+    assert (none["boot"], none["watermark"], none["holes"]) == ("none", 0, [])

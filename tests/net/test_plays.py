@@ -749,7 +749,7 @@ class TestPlaysOf:
         now = int(time.time() * 1000)
         runs = ((1, 1), (2, 0), (12, 3), (15, 0), (20, 2))
         value = b"%d 2 20 4 2 " % now + b"".join(high.to_bytes(7) + bytes([code]) for high, code in runs)
-        await bench.store.request("other", pack("HSET", seen, "b:boot-1", value, "d:20780", 17, "missing", 4))
+        await bench.store.request("other", pack("HSET", seen, "r:boot-1", value, "d:20780", 17, "missing", 4))
         assert await plays_of(bench.store, "lobby", 16) == {
             "deviceId": "lobby",
             "boots": [

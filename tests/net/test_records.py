@@ -58,6 +58,14 @@ class TestFold:
         assert (record["phase"], record["started"], record["ended"], record["playlist_id"]) == ("both", 1, 9, "p")
         assert fold.held == {}
 
+    def test_entries_of_the_release_before(self) -> None:
+        """They do not tell which phase was recorded first; in a rolling restart the other one may."""
+        for first, second in (({}, {}), ({}, {"first": "0"}), ({"first": "1"}, {})):
+            fold = Fold(wait=100)
+            assert list(fold.feed([entry(1, **first)], 1)) == []
+            ((record, _),) = fold.feed([entry(1, "end", client_time="9", **second)], 2)
+            assert (record["phase"], record["started"], record["ended"], record["late_ms"]) == ("both", 1, 9, None)
+
     def test_an_end_without_a_start_goes_alone(self) -> None:
         end = entry(1, "end", first="1")
         fold = Fold(wait=100)

@@ -4,8 +4,12 @@ A device's hash `seen` holds, per boot of the player, which phases of which play
 numbers: five thousand plays with both are one. So a boot takes 40 bytes however many plays it has sent, a hole 16 more.
 A run is eight bytes, so a play's is found by halving: a play costs the same however many holes there are.
 
-    seen    b:<boot>  "<last ms> <lost> <newest number> <missing> <holes> " and the runs: of each the last number in
-                      seven bytes, the highest first, and a code: 0 a hole, 1 start, 2 end, 3 both
+    seen    r:<boot>  "<last ms> <lost> <newest number> <missing> <holes> " and the runs: of each the last number in
+                      seven bytes, big-endian, and a code: 0 a hole, 1 start, 2 end, 3 both
+            b:<boot>  the same as the release before keeps it, "<last ms> <lost> <newest number> <code>:<length>,..."
+                      with the newest run first. It is read where a worker of that release has written it, and joined
+                      with r:<boot>. A boot of few runs is written here too, so that such a worker knows its plays in a
+                      rolling restart and after a way back. A 0 before the ms says that r:<boot> has all of it
             d:<day>   plays of that UTC day (days since the epoch), by their own time where that can be true
             missing   plays in the holes of all its boots
             held      what the device has in the stream: "<ms of the newest>:<entries>" of parts of it, oldest first
@@ -28,6 +32,8 @@ MAX_HOLES: Final = 1000
 MAX_UNFINISHED: Final = 100
 """Plays without an end, or ends without a start, that are told apart from finished ones. A batch holds so many plays
 with both phases; the oldest beyond count as finished."""
+TEXT_RUNS: Final = 256
+"""Runs of a boot that are also written as text. A player that loses nothing has at most 201, normally three."""
 LISTED_HOLES: Final = 100
 """Of which an ack tells. A player that sends these again gets to know of the next ones."""
 PLAYS_A_CALL: Final = 25
@@ -65,6 +71,7 @@ _CONSTANTS: Final = {
     "KEEP_DAYS": KEEP_DAYS,
     "MAX_HOLES": MAX_HOLES,
     "MAX_UNFINISHED": MAX_UNFINISHED,
+    "TEXT_RUNS": TEXT_RUNS,
     "LEGACY_DAYS": LEGACY_DAYS,
     "OPEN": OPEN_MS,
     "MAX_OPEN": MAX_OPEN,
@@ -248,9 +255,9 @@ if ARGV[7] == '' then
   return {1, -1, 1, 0, plays, -1, 0, 0, dropped, ''}
 end
 
-local field = 'b:' .. ARGV[7]
-local found = redis.call('HMGET', KEYS[1], field, 'missing')
-local all_missing = tonumber(found[2] or 0)
+local field, text_field = 'r:' .. ARGV[7], 'b:' .. ARGV[7]
+local found = redis.call('HMGET', KEYS[1], field, text_field, 'missing')
+local all_missing = tonumber(found[3] or 0)
 
 -- Last ms, lost, newest number, missing, holes, runs.
 local function parse(value)
@@ -258,37 +265,27 @@ local function parse(value)
   return tonumber(last), tonumber(lost), tonumber(top), tonumber(missing), tonumber(holes), string.sub(value, from)
 end
 
-local last, lost, top, missing, holes, runs = parse(found[1] or '0 0 0 0 0 ')
-local boots_lost = 0
-
--- A boot that is not known: room for it among the others.
-if count > 0 and now - last >= KEEP_DAYS * DAY then
-  last, lost, top, missing, holes, runs = 0, 0, 0, 0, 0, ''
-  local fields, kept, first, first_at = redis.call('HGETALL', KEYS[1]), 0, nil, nil
-  local function forget(i)
-    redis.call('HDEL', KEYS[1], fields[i])
-    all_missing = all_missing - select(4, parse(fields[i + 1]))
+-- The same of a text; nil when it is none.
+local function parse_text(value)
+  local last, lost, top, text = string.match(value, '^(%d+) (%d+) (%d+) ([%d:,]*)$')
+  if not last then return end
+  local packed, n, high, missing, holes = {}, 0, tonumber(top), 0, 0
+  for code, length in string.gmatch(text, '([0-3]):(%d+)') do
+    n = n + 1
+    packed[n] = struct.pack('>I7B', math.max(0, high), code)
+    if code == '0' then missing, holes = missing + length, holes + 1 end
+    high = high - length
   end
-  for i = 1, #fields, 2 do
-    if string.sub(fields[i], 1, 2) == 'b:' then
-      local ms = parse(fields[i + 1])
-      if now - ms >= KEEP_DAYS * DAY then
-        forget(i)
-      else
-        kept = kept + 1
-        if not first or ms < first_at then first, first_at = i, ms end
-      end
-    end
-  end
-  if kept >= MAX_BOOTS then
-    forget(first)
-    boots_lost = 1
-  end
+  if high ~= 0 then return end
+  for i = 1, math.floor(n / 2) do packed[i], packed[n + 1 - i] = packed[n + 1 - i], packed[i] end
+  return tonumber(last), tonumber(lost), tonumber(top), missing, holes, table.concat(packed)
 end
-local before = missing
 
--- The runs are written anew from the front: most are copied as they are. `high` is the last number that is written,
--- of a run that may still grow; `done` are the old runs that are read.
+local last, lost, top, missing, holes, runs = parse(found[1] or '0 0 0 0 0 ')
+local before, boots_lost = missing, 0
+
+-- Runs are written anew from the front: most are copied as they are. `high` is the last number that is written, of a
+-- run that may still grow; `done` are the old runs that are read.
 local out, high, code, done = {}, 0, nil, 0
 
 local function run(r) return struct.unpack('>I7B', runs, r * 8 - 7) end
@@ -303,6 +300,73 @@ end
 local function push(to, as)
   if as ~= code then write() end
   high, code = to, as
+end
+
+-- A worker of the release before has written since.
+if found[2] and not (found[1] and string.byte(found[2]) == 48) then
+  local text = {parse_text(found[2])}
+  if text[1] and not found[1] then
+    last, lost, top, missing, holes, runs = unpack(text)
+    before = missing
+  elseif text[1] then
+    -- A phase is in when one of the two says so. That worker has counted what is missing by its text, and of more runs
+    -- it did not know.
+    before = #runs > 8 * TEXT_RUNS and missing + text[4] or text[4]
+    last, lost = math.max(last, text[1]), math.max(lost, text[2])
+    holes, missing = 0, 0
+    local r, t, to, as, text_to, text_as = 0, 0, 0, 0, 0, 0
+    while high < math.max(top, text[3]) do
+      if to == high then
+        r = r + 1
+        to, as = math.huge, 0
+        if r * 8 <= #runs then to, as = run(r) end
+      end
+      if text_to == high then
+        t = t + 1
+        text_to, text_as = math.huge, 0
+        if t * 8 <= #text[6] then text_to, text_as = struct.unpack('>I7B', text[6], t * 8 - 7) end
+      end
+      local joined = (as == text_as or text_as == 0) and as or as == 0 and text_as or 3
+      if joined == 0 then missing = missing + math.min(to, text_to) - high end
+      push(math.min(to, text_to), joined)
+    end
+    write()
+    top, runs, out, high, code = high, table.concat(out), {}, 0, nil
+  end
+end
+
+-- A boot that is not known: room for it among the others.
+if count > 0 and now - last >= KEEP_DAYS * DAY then
+  last, lost, top, missing, holes, runs, before = 0, 0, 0, 0, 0, '', 0
+  local fields, boots, kept, first, first_at = redis.call('HGETALL', KEYS[1]), {}, 0, nil, nil
+  for i = 1, #fields, 2 do
+    local kind, boot = string.match(fields[i], '^([rb]):(.*)$')
+    if kind then
+      boots[boot] = boots[boot] or {ms = 0}
+      boots[boot].ms = math.max(boots[boot].ms, tonumber(string.match(fields[i + 1], '^%d+')) or 0)
+      boots[boot][kind] = fields[i + 1]
+    end
+  end
+  local function forget(boot, known)
+    redis.call('HDEL', KEYS[1], 'r:' .. boot, 'b:' .. boot)
+    if known.r then
+      all_missing = all_missing - select(4, parse(known.r))
+    else
+      for length in string.gmatch(known.b, '0:(%d+)') do all_missing = all_missing - length end
+    end
+  end
+  for boot, known in pairs(boots) do
+    if now - known.ms >= KEEP_DAYS * DAY then
+      forget(boot, known)
+    else
+      kept = kept + 1
+      if not first or known.ms < first_at then first, first_at = boot, known.ms end
+    end
+  end
+  if kept >= MAX_BOOTS then
+    forget(first, boots[first])
+    boots_lost = 1
+  end
 end
 
 local function read()
@@ -420,10 +484,23 @@ while r * 8 <= #runs and (#listed < most or not watermark) do
   end
   r = r + 1
 end
+all_missing = math.max(0, all_missing - before + missing)
 if count > 0 then
-  all_missing = all_missing - before + missing
-  redis.call('HSET', KEYS[1], field, string.format('%.0f %.0f %.0f %.0f %.0f ', math.max(now, last), lost, top, missing,
-    holes) .. runs, 'missing', string.format('%.0f', all_missing))
+  local ms = math.max(now, last)
+  local fields = {field, string.format('%.0f %.0f %.0f %.0f %.0f ', ms, lost, top, missing, holes) .. runs,
+    'missing', string.format('%.0f', all_missing)}
+  if #runs <= 8 * TEXT_RUNS then
+    local texts, low = {}, 0
+    for r = #runs / 8, 1, -1 do
+      local to, as = run(r)
+      low = r > 1 and run(r - 1) or 0
+      texts[#texts + 1] = string.format('%d:%.0f', as, to - low)
+    end
+    fields[5], fields[6] = text_field, string.format('0%.0f %.0f %.0f ', ms, lost, top) .. table.concat(texts, ',')
+  elseif found[2] then
+    redis.call('HDEL', KEYS[1], text_field)
+  end
+  redis.call('HSET', KEYS[1], unpack(fields))
   finish(math.floor(last / DAY) < today)
 end
 return {1, watermark or top, accepted, count - accepted, plays, all_missing, holes_lost, boots_lost, dropped,

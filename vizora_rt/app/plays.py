@@ -2,6 +2,7 @@
 
 import binascii
 import hashlib
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -25,6 +26,8 @@ SMALL_ROOM: Final = 5 * MAX_PLAYS
 """Entries of a partition below which a quarter would not hold one batch: there is no share of it."""
 
 RUN_BYTES: Final = 8
+
+_TEXT_RUN: Final = re.compile(rb"(\d):(\d+)")
 
 
 def partition(device_id: bytes, partitions: int) -> int:
@@ -234,8 +237,11 @@ def _batch(reply: list[Any], accepted: int, duplicates: int) -> bytes:
 
 def describe(seen: Mapping[bytes, bytes], now: int) -> dict[str, Any]:
     """The hash `seen` of a device for people: boots, the latest first, and plays per day."""
-    boots = [_describe_boot(name[2:].decode(), value) for name, value in seen.items() if name.startswith(b"b:")]
-    kept = [boot for boot in boots if now - boot["lastPlay"] < KEEP_DAYS * DAY_MS]
+    boots = [_describe_boot(name[2:].decode(), value) for name, value in seen.items() if name.startswith(b"r:")]
+    boots += [_describe_text(name[2:].decode(), value) for name, value in seen.items() if name.startswith(b"b:")]
+    # Where both tell of a boot, the later one: in a rolling restart a worker of the release before may have it.
+    latest = {boot["boot"]: boot for boot in sorted(boots, key=lambda boot: boot["lastPlay"])}
+    kept = [boot for boot in latest.values() if now - boot["lastPlay"] < KEEP_DAYS * DAY_MS]
     days = sorted((int(name[2:]), int(count)) for name, count in seen.items() if name.startswith(b"d:"))
     return {
         "boots": sorted(kept, key=lambda boot: boot["lastPlay"], reverse=True),
@@ -244,19 +250,33 @@ def describe(seen: Mapping[bytes, bytes], now: int) -> dict[str, Any]:
 
 
 def _describe_boot(boot: str, value: bytes) -> dict[str, Any]:
-    last, lost, top, missing, _, runs = value.split(b" ", 5)
+    last, lost, top, _, _, runs = value.split(b" ", 5)
+    ends = [(int.from_bytes(runs[at : at + 7]), runs[at + 7]) for at in range(0, len(runs), RUN_BYTES)]
+    return _described(boot, int(last), int(lost), int(top), ends)
+
+
+def _describe_text(boot: str, value: bytes) -> dict[str, Any]:
+    last, lost, top, text = value.split(b" ", 3)
+    high, ends = int(top), []
+    for code, length in _TEXT_RUN.findall(text):
+        ends.append((high, int(code)))
+        high -= int(length)
+    return _described(boot, int(last), int(lost), int(top), ends[::-1])
+
+
+def _described(boot: str, last: int, lost: int, top: int, runs: list[tuple[int, int]]) -> dict[str, Any]:
+    """A boot whose runs are given by the last number of each, and its code."""
     low, holes = 0, []
-    for at in range(0, len(runs), RUN_BYTES):
-        high = int.from_bytes(runs[at : at + RUN_BYTES - 1])
-        if not runs[at + RUN_BYTES - 1]:
+    for high, code in runs:
+        if not code:
             holes.append([low + 1, high])
         low = high
     return {
         "boot": boot,
-        "watermark": holes[0][0] - 1 if holes else int(top),
-        "newest": int(top),
-        "missing": int(missing),
+        "watermark": holes[0][0] - 1 if holes else top,
+        "newest": top,
+        "missing": sum(high - low + 1 for low, high in holes),
         "holes": holes,
-        "lost": int(lost),
-        "lastPlay": int(last),
+        "lost": lost,
+        "lastPlay": last,
     }
