@@ -4,12 +4,18 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.net.valkeys import Cluster, Guarded, Valkeys
 from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
 from vizora_rt.net.link import Address, ask
 from vizora_rt.wire.resp import pack
+
+# How long an example takes says how busy the machine is, nothing of the code. In a fresh clone the first one also waits
+# until hypothesis has made its tables of Unicode.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # A shell that runs the tests in the background has them ignore SIGINT, which is inherited (execve(2)): then
 # no test can send Ctrl-C to a process of its own.

@@ -59,7 +59,7 @@ async def test_messages_travel_both_ways_in_order() -> None:
     a.send({"t": "hello", "version": channel.VERSION})
     a.send({"t": "ready"})
     b.send({"t": "answer", "id": 1}, b"raw")
-    assert await right.frames.get() == ({"t": "hello", "version": 1}, b"")
+    assert await right.frames.get() == ({"t": "hello", "version": channel.VERSION}, b"")
     assert await right.frames.get() == ({"t": "ready"}, b"")
     assert await left.frames.get() == ({"t": "answer", "id": 1}, b"raw")
     a.close()

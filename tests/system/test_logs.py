@@ -11,6 +11,7 @@ import pytest
 from tests.net.peers import PATIENCE, SECRETS, Wire, device_token, frame, text, upgrade
 from tests.service import Service, until
 from tests.system.test_sentry import SABOTAGE
+from vizora_rt.config import Limits
 
 PEERS = 300
 
@@ -82,6 +83,15 @@ async def attack(port: int, data: bytes, reset: bool) -> None:
         pass  # it was cut
 
 
+async def flood(port: int) -> None:
+    """More pings than a burst may have, from a client that stays until it is closed."""
+    wire = await Wire.open(port)
+    await wire.send(upgrade(device_token("flood")) + frame(0x9, b"") * (2 * Limits().packets_per_minute + 1))
+    while await wire.reader.read(65536):
+        pass
+    await wire.close()
+
+
 async def assail(service: Service, peers: int) -> Counter[str]:
     """The lines that a hostile fleet leaves, by event."""
     before = len(service.records)
@@ -90,6 +100,7 @@ async def assail(service: Service, peers: int) -> Counter[str]:
     dice.shuffle(waiting)
     for start in range(0, len(waiting), 200):
         await asyncio.gather(*(attack(service.port, *each) for each in waiting[start : start + 200]))
+    await flood(service.port)
     await asyncio.to_thread(until, lambda: not service.status()["workers"][0]["connections"])
     for felt in FELT:
         assert await asyncio.to_thread(service.metric, f"vizora_realtime_{felt}"), f"no attack reached {felt}"

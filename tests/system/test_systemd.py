@@ -94,8 +94,8 @@ def test_it_gives_a_drain_and_a_hung_worker_the_time_they_take() -> None:
 
 def test_the_guide_names_files_that_are_there() -> None:
     guide = (ROOT / "ops/install.md").read_text()
-    named = set(re.findall(r"\b(?:ops|tests)/[\w/.-]+\.\w+", guide))
-    assert {path for path in named if not (ROOT / path).is_file()} == set()
+    named = set(re.findall(r"\b(?:ops|tests)/[\w/.-]*\w", guide))
+    assert {path for path in named if not (ROOT / path).exists()} == set()
     shipped = {
         path.relative_to(ROOT).as_posix()
         for folder in ("systemd", "nginx", "haproxy")
