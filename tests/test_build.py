@@ -24,6 +24,13 @@ FULL = "5c1f0a2b3d4e5f60718293a4b5c6d7e8f9012345"
         ("vizora-rt@1.4.0+5c1f0a2", "5c1f0a2"),
         ("v1.4.0-3-g5c1f0a2", "5c1f0a2"),
         ("v1.4.0-3-g1234567", "1234567"),
+        ("v1.4.0-3-g5c1f0a2-dirty", "5c1f0a2"),
+        ("1.4.1.dev3+g5c1f0a2", "5c1f0a2"),
+        ("1.4.1.dev3+g5c1f0a2.d20261130", "5c1f0a2"),
+        ("5c1f0a2-dirty", "5c1f0a2"),
+        ("sha-5c1f0a2", "5c1f0a2"),
+        ("sha-1234567", "1234567"),
+        (f"git-{FULL}", FULL),
     ],
 )
 def test_a_release_that_names_a_commit(release: str, commit: str) -> None:
@@ -44,6 +51,13 @@ def test_a_release_that_names_a_commit(release: str, commit: str) -> None:
         "1.4.0-beta",
         "production",
         "g5c1f0a2x",
+        "123e4567-e89b-12d3-a456-42661417400a",
+        "2026.11.30",
+        "1.4.0-rc.1",
+        "staging-1234567",
+        "sha-5c1f",
+        "-dirty",
+        "latest",
     ],
 )
 def test_a_version_is_no_commit(release: str, monkeypatch: pytest.MonkeyPatch) -> None:

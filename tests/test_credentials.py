@@ -20,14 +20,15 @@ NAMES: Final = (
     "api_key", "apikey", "x-internal-api-key", "ApiKey", "AWSAccessKeyId", "Signature", "sig", "signature",
     "X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "X-Goog-Signature", "X-Goog-Credential",
     "Key-Pair-Id", "AccountKey", "SharedAccessKey", "private_key", "privateKey", "credentials", "auth", "x-sig",
-    "hmac", "otp", "csrf_token", "jwt", "sentry_dsn", "user[password]", "OSSAccessKeyId", "hdnts", "sas",
+    "Ocp-Apim-Subscription-Key", "x-functions-key", "CloudFront-Policy", "remember_me", "auth_key", "Kennwort",
+    "contraseña", "hmac", "otp", "csrf_token", "jwt", "sentry_dsn", "user[password]", "OSSAccessKeyId", "hdnts", "sas",
 )  # fmt: skip
 MARK: Final = "zQmarkXw"
 """What must not be left of a value, in letters that no escape changes."""
 
 Syntax = Callable[[str, str], str]
 
-FREE: Final = {
+FREE: Final[dict[str, Syntax]] = {
     # Syntaxes that quote: the value may be any text.
     "json": lambda name, value: json.dumps({"a": 1, name: value, "status": 200}),
     "json in ascii": lambda name, value: json.dumps({name: value}, ensure_ascii=False),
@@ -49,6 +50,17 @@ FREE: Final = {
     "url in a query": lambda name, value: "https://h/?n=" + quote(f"//i/?{name}={quote(value, safe='')}", safe=""),
     "json in a query": lambda name, value: "https://h/?q=" + quote(json.dumps({name: value}), safe=""),
     "json in html": lambda name, value: html.escape(json.dumps({name: value})),
+    "doubled quotes": lambda name, value: f"{name}='" + value.replace("\\", "").replace("'", "''") + "' host='h'",
+    "long string": lambda name, value: f'{name} = """' + value.replace("\\", "").replace('"', "'") + '"""',
+    "call": lambda name, value: f"Auth({name}=Secret({json.dumps(value)}), port=1)",
+    "name and value": lambda name, value: json.dumps([{"name": name, "value": value, "b": 2}]),
+    "value and name": lambda name, value: json.dumps([{"value": value.replace('"', "'"), "key": name}]),
+    "attribute": lambda name, value: f'<add key="{name}" value="{html.escape(value)}"/>',
+    "part of a form": lambda name, value: (
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\nContent-Type: text/plain\r\n\r\n'
+        + value.replace("\n--", "")
+        + "\r\n--b--"
+    ),
     "xml": lambda name, value: f"<a><{name}>{html.escape(value)}</{name}></a>",
 }  # fmt: skip
 TO_THE_END_OF_THE_LINE: Final = {
@@ -63,6 +75,12 @@ ONE_WORD: Final = {
     "cookie": lambda name, value: f"a=b; {name}={value}; c=d",
     "connection string": lambda name, value: f"Endpoint=sb://h/;{name}={value};Entity=e",
     "with spaces": lambda name, value: f"{name} = {value} next",
+    "appended": lambda name, value: f"{name}+={value} next",
+    "member": lambda name, value: f"{name}->{value} next",
+    "wide": lambda name, value: f"{name}\uff1d{value} next",
+    "long arrow": lambda name, value: f"{name} \u2192 {value} next",
+    "curly quotes": lambda name, value: f"\u201c{name}\u201d: \u201c{value}\u201d, next",
+    "unseen": lambda name, value: f"{name}\u200b={value} next",
     "arrow": lambda name, value: f"{{:{name} => {value}}}",
     "command line": lambda name, value: f"curl --{name} {value} https://h/",
     "command line with =": lambda name, value: f"curl --{name}={value} https://h/",
@@ -116,6 +134,12 @@ def test_any_word(syntax: str, name: str, before: str, after: str) -> None:
         ('{"pin": 1234, "b": 2}', f'{{"pin": {REMOVED}, "b": 2}}'),
         ('{"credentials": {"user": "u", "more": ["]"]}, "b": 2}', f'{{"credentials": {REMOVED}, "b": 2}}'),
         ("secret key: x\nnext", f"secret key: {REMOVED}\nnext"),
+        ('{"name": "pin", "value": "1", "b": 2}', f'{{"name": "pin", {REMOVED}: {REMOVED}, "b": 2}}'),
+        (
+            '<a name="b" value="c"><a name="pin" value="1" x="y">',
+            f'<a name="b" value="c"><a name="pin" value={REMOVED} x="y">',
+        ),
+        ('{"pin": "", "b": ""}', f'{{"pin": {REMOVED}, "b": ""}}'),
         ("https://maps/?key=AbC&z=1", f"https://maps/?key={REMOVED}&z=1"),
         ("/v.mp4?md5=AbC&expires=9", f"/v.mp4?md5={REMOVED}&expires=9"),
     ],

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("wire.session", "wire.socketio", "wire.bodies"),
     ("app.*",),
-    ("metrics", "build", "device_series", "exposition", "credentials", "scrub", "lines", "report"),
+    ("metrics", "build", "device_series", "exposition", "credentials", "shapes", "scrub", "lines", "report"),
     ("net.*",),
     ("worker",),
     ("orphans", "process", "scrape", "supervisor"),

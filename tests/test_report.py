@@ -58,6 +58,26 @@ def test_a_fault_arrives_with_ids_as_tags_and_without_secrets(sink: Sink) -> Non
     assert dropped(lines) == {}
 
 
+def test_frames_have_no_lines_of_source(sink: Sink) -> None:
+    """Of a file, and of code that has none: a prompt, `python -c`, what was compiled in memory."""
+    code = (
+        "import linecache\nsource = 'def made():  # opaque-SECRET\\n    raise KeyError\\n'\n".replace(
+            "opaque", "opa' 'que"
+        )
+        + "linecache.cache['<made>'] = len(source), None, source.splitlines(True), '<made>'\n"
+        "exec(compile(source, '<made>', 'exec'))\n"
+        "from vizora_rt.net.dial import parse_url\n"
+        "for call in (made, lambda: parse_url('nowhere')):\n"
+        "    try: call()\n"
+        "    except Exception as e: log.exception('bad', e)\n"
+    )
+    run(sink, code)
+    found = [event["exception"]["values"][0]["stacktrace"]["frames"] for event in sink.of("event")]
+    assert [frames[-1]["function"] for frames in found] == ["made", "parse_url"]
+    assert not any("context" in name for frames in found for frame in frames for name in frame)
+    assert b"opaque-SECRET" not in sink.text
+
+
 def test_frames_have_no_variables(sink: Sink) -> None:
     run(sink, "def hold(value):\n    fail(KeyError, 'x')\nhold('opaque-SECRET')".replace("'opaque", "'opa' 'que"))
     frames = sink.of("event")[0]["exception"]["values"][0]["stacktrace"]["frames"]

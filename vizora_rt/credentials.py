@@ -19,6 +19,8 @@ STRONG: Final = (
     "apikey", "accesskey", "accountkey", "sharedkey", "privatekey", "signingkey", "encryptionkey", "masterkey",
     "keypairid", "accessid", "sessionid", "sessionkey", "sessid", "jwt", "bearer", "csrf", "xsrf", "hmac", "dsn",
     "connectionstring", "assertion", "samlre", "authcode", "accesscode", "verificationcode", "oauth", "imagedata",
+    "authkey", "subscriptionkey", "functionskey", "functionkey", "consumerkey", "storagekey", "hostkey", "clientkey",
+    "licensekey", "rememberme", "cloudfront", "kennwort", "contrase", "motdepasse",
 )  # fmt: skip
 """What makes a name secret-like wherever it stands in it, hyphens, underscores and capitals aside."""
 
@@ -28,7 +30,9 @@ LAST: Final = frozenset(
 )  # fmt: skip
 """Words that make a name secret-like as its last one: `db_pass` and `x-sig`, and not `pass_count`."""
 
-IN_QUERY: Final = frozenset({"key", "code", "policy", "md5", "hash", "h", "state", "verify"})
+IN_QUERY: Final = frozenset(
+    {"key", "code", "policy", "md5", "hash", "h", "state", "verify", "st", "s", "t", "tk", "sk", "ak"}
+)  # fmt: skip
 """What signs or opens a URL, and elsewhere is an ordinary word."""
 
 MAX_REMEMBERED: Final = 64
@@ -42,19 +46,21 @@ _PAIR = re.compile(
     (?<![\w$.-])
     (?P<name>
         (?:(?:api|access|secret|private|signing|account|shared|session|pass)\ )?
-        [\w$.-]++ (?:\[[\w.-]{0,64}+\]){0,4}+
+        (?:[\w$.]++|-(?!>)|\\{1,8}(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}))++ (?:\[[\w.-]{0,64}+\]){0,4}+
     )
     (?P<close>\\{0,8}["'`]?)
     (?P<between>
-        \s{0,16}+ (?:=>|:=|={1,3}|:(?!//)) \s{0,16}+ | \s{0,4}+, \s{0,4}+ (?=[bBuUrR]{0,2}\\{0,8}["'`]) | \s{1,4} | >
+        \s{0,16}+ (?:=>|:=|\+?={1,3}|:(?!//)|->) \s{0,16}+
+        | \s{0,4}+, \s{0,4}+ (?=[bBuUrR]{0,2}\\{0,8}["'`]) | \s{1,4} | >
     )
     """,
     re.VERBOSE,
 )
 _SEPARATOR = re.compile(r"[=:>,]|--")
 """Without one of these no name has a value."""
-_OPEN = re.compile(r"""[bBuUrRfF]{0,2}(\\{0,8})(["'`])""")
-_QUOTED = {quote: re.compile(rf"(?:[^{quote}\\]|\\.)*+{quote}?", re.DOTALL) for quote in "\"'`"}
+_OPEN = re.compile(r"""(?:[bBuUrRfF]{0,2}|\$)(\\{0,8})(["'`])""")
+_QUOTED = {quote: re.compile(rf"(?:[^{quote}\\]|\\.|{quote}{quote})*+{quote}?", re.DOTALL) for quote in "\"'`"}
+"""A quote that is doubled is one within the value (SQL, CSV), or begins and ends a long one (Python, TOML)."""
 _BRACKET = re.compile(r"""["'`{}\[\]()]""")
 _BLOCK = re.compile(r"[|>][-+\d]{0,3}[ \t]{0,16}\r?\n(?:[ \t]++[^\n]*+\n?)*+")
 _LIST = re.compile(r"[^\n]*+(?:\n[ \t]*+-[^\n]*+)*+")
@@ -68,8 +74,37 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([nrtbf/\"'\\]))")
 _PLAIN = {"n": "\n", "r": "\r", "t": "\t", "b": " ", "f": " "}
 
-ORDINARY: Final = ("token:refresh", "auth: the secret cannot be")
-"""What the service itself says and looks like a name and its value: an event, an error of the configuration."""
+_NAMED = re.compile(
+    r"""
+    \b(?:name|key|id|header|field)["']?\s{0,4}+[=:]\s{0,4}+["'](?P<name>[\w.$\[\]-]{1,64}+)["']
+    (?:
+        \s{0,16}+,?\s{0,16}+["']?value["']?\s{0,4}+[=:]\s{0,4}+(?=["'])
+        | [^\r\n]{0,256}+(?:\r?\n[^\r\n]{1,256}+){0,4}+\r?\n\r?\n
+    )
+    """,
+    re.VERBOSE,
+)
+"""A name that is a value itself, and its value behind it: HTML, XML, JSON (HAR), a part of multipart/form-data."""
+_NAMED_AFTER = re.compile(
+    r"""
+    (\bvalue["']?\s{0,4}+[=:]\s{0,4}+)(?:"[^"]*+"|'[^']*+')
+    (\s{0,16}+,?\s{0,16}+["']?(?:name|key|id|header|field)["']?\s{0,4}+[=:]\s{0,4}+["'])(?P<name>[\w.$\[\]-]{1,64}+)
+    """,
+    re.VERBOSE,
+)
+_PART = re.compile(r"(?:[^\n]++|\n(?!--))*+")
+
+LOOKALIKES: Final = {
+    **{0xFF01 + index: 0x21 + index for index in range(0x5E)},
+    **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f\u00ab\u00bb"), '"'),
+    **dict.fromkeys(map(ord, "\u2018\u2019\u201a\u201b"), "'"),
+    **dict.fromkeys(map(ord, "\u2190\u2192\u21d2\u2794\u2260"), "="),
+    **dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"), None),
+}
+"""Characters that people and word processors put for those of ASCII, and such as nobody sees."""
+
+ORDINARY: Final = ("token:refresh", "auth: the secret cannot be", "password> called without any password")
+"""What the service itself says, or Redis, and looks like a name and its value."""
 
 
 def secret_name(name: str, query: bool = False) -> bool:
@@ -92,9 +127,32 @@ _remembered = lru_cache(1024)(_judge)
 
 
 def without_values(text: str) -> str:
-    """`text` with `<removed>` in place of each value of a secret-like name."""
+    """`text` with `<removed>` in place of each value of a secret-like name.
+
+    Where characters that look like those of ASCII hide a value, they become ASCII.
+    """
+    text = _without_values(text)
+    if not text.isascii():
+        # Last: a curly quote within a value must not become its end.
+        plain = text.translate(LOOKALIKES)
+        if (cleaned := _without_values(plain)) != plain:
+            return cleaned
+    return text
+
+
+def _without_values(text: str) -> str:
     if not _SEPARATOR.search(text):
         return text
+    text = _NAMED_AFTER.sub(_without_value, text)
+    found, done, at = [], 0, 0
+    while match := _NAMED.search(text, at):
+        at = match.end()
+        if secret_name(match["name"]):
+            opened = _OPEN.match(text, at)
+            end = _end_of_quoted(text, opened) if opened and match[0][-1] != "\n" else _match(_PART, text, at)
+            found += [text[done:at], REMOVED]
+            done = at = end
+    text = "".join(found) + text[done:]
     found, done, at = [], 0, 0
     while match := _PAIR.search(text, at):
         at = match.end("name")
@@ -106,6 +164,10 @@ def without_values(text: str) -> str:
             found += [text[done:begin], REMOVED]
             done = at = end
     return "".join(found) + text[done:] if found else text
+
+
+def _without_value(match: re.Match[str]) -> str:
+    return f"{match[1]}{REMOVED}{match[2]}{match['name']}" if secret_name(match["name"]) else match[0]
 
 
 def unescaped(text: str) -> str:
@@ -159,7 +221,9 @@ def _end(text: str, match: re.Match[str]) -> int:
         return _match(_LINE, text, at)
     if between.isspace():
         return _match(_ARGUMENT, text, at)
-    return _match(_SCALAR if ":" in between else _WORD, text, at)
+    end = _match(_SCALAR if ":" in between else _WORD, text, at)
+    # A call: `token=Secret("...")`.
+    return _end_of_brackets(text, end - 1) if text[at:end].endswith("(") else end
 
 
 def _match(pattern: re.Pattern[str], text: str, at: int) -> int:

@@ -10,7 +10,8 @@ Nothing here is for the hot path, except that an event past its rate costs one l
 Sentry gets unhandled exceptions, errors in the log, HTTP 5xx, failed connections, failed heartbeats and content errors
 as events, and a share of requests, handshakes and messages as traces. It gets no timeout, reset, DNS failure or token
 that is not valid, nor what has one for its cause; nothing in development unless `sentry.debug`; no credential, address,
-picture or local variable. Ids are tags.
+picture, local variable or line of source. Ids
+are tags.
 """
 
 import asyncio
@@ -294,7 +295,8 @@ def start_sentry(config: Config, process: str) -> bool:
     with other settings, these take the place of those before.
 
     Integrations stay off: they patch libraries, and the one for `logging` would report each fault a second time.
-    Locals stay at home because a frame's locals hold tokens.
+    Locals stay at home because a frame's locals hold tokens. So do lines of source: the release, the file and the line
+    number name them, and what was given to `python -c` or typed at a prompt may hold a secret in any syntax.
     """
     if _state.sentry is not None:
         if _state.sentry.settings == config.sentry:
@@ -327,6 +329,8 @@ def start_sentry(config: Config, process: str) -> bool:
             auto_session_tracking=False,
             enable_backpressure_handling=False,
             include_local_variables=False,
+            include_source_context=False,
+            max_breadcrumbs=0,
             max_request_body_size="never",
             send_client_reports=False,
         )

@@ -1,12 +1,10 @@
 """Takes credentials, addresses and images out of whatever is written down: of log lines, of what Sentry gets.
 
-By their names (`authorization`, `token=`: credentials.py), by their shape (`eyJ...`, base64), and those of this
-process's configuration by their value, wherever they stand. Sentry gets no network address and no e-mail address
+By their names (`authorization`, `token=`: credentials.py), by their shape (`eyJ...`, base64: shapes.py), and those of
+this process's configuration by their value, wherever they stand. Sentry gets no network address and no e-mail address
 either; the log, which stays on the machine, does.
 """
 
-import base64
-import binascii
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -15,47 +13,16 @@ from urllib.parse import unquote, urlsplit
 
 from vizora_rt.config import Config
 from vizora_rt.credentials import MAX_LAYERS, REMOVED, secret_name, unescaped, without_values
+from vizora_rt.shapes import without_shapes
 
 MAX_TEXT = 2048
 """Characters of one value. An id has 128 and a message of a fault a few hundred: more is somebody filling the disk."""
 
 MAX_DEPTH = 6
 
-_SERVICES = (
-    "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "npm_", "xoxa-", "xoxb-", "xoxp-", "xoxr-",
-    "xoxs-", "xapp-", "sk_live_", "sk_test_", "rk_live_", "rk_test_", "whsec_", "AIza", "ya29.", "hvs.",
-    "dop_v1_", "shpat_",
-)  # fmt: skip
-"""What keys of well-known services begin with, so that they are found. None that an id may begin with."""
-
-# What the text has when it can match at all, if there is such; the pattern; what takes its place. Each pattern is
-# linear in the text, whatever a peer put there: possessive, anchored to the start of a run, or bounded.
-SHAPES = (
-    # Tokens: a JWT; what follows the scheme of an Authorization field.
-    ("eyJ", re.compile(r"(?<![\w-])(?=[\w-]*?eyJ)[\w-]++\.[\w-]++(?:\.[\w-]*+)?"), REMOVED),
-    (
-        "",
-        re.compile(r"(\b(?:bearer|negotiate|digest|aws4-hmac-sha256)[\s.]{1,16}+)[^\s,;\"']++", re.IGNORECASE),
-        rf"\1{REMOVED}",
-    ),
-    ("", re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, _SERVICES))})[\w.-]{{12,256}}+"), REMOVED),
-    ("IA", re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"), REMOVED),
-    # Addresses that are a key themselves: who knows one can post to it.
-    ("/", re.compile(r"(/(?:services|workflows|webhooks)/)[^\s\"'<>]++"), rf"\1{REMOVED}"),
-    ("/bot", re.compile(r"(/bot)\d{6,16}+(?::|%3A)[\w-]{20,}+"), rf"\1{REMOVED}"),
-    (
-        "PRIVATE KEY",
-        re.compile(r"(-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----)[^-]*+(?:-----END [A-Z ]{0,32}PRIVATE KEY-----)?"),
-        rf"\1{REMOVED}",
-    ),
-    (";base64,", re.compile(r"(;base64,)[\w+/=]+"), rf"\1{REMOVED}"),
-    # A picture without its prefix. No id has this length, nor a path without a dot.
-    ("", re.compile(r"(?<![\w+/=-])[\w+/=-]{256,}+"), REMOVED),
-)
-
-_BASIC = re.compile(r"(\bbasic[\s:]{1,16}+)([A-Za-z0-9+/_-]{4,}+={0,2})", re.IGNORECASE)
-_RUN = re.compile(r"[^\s\"'`<>]++")
 _LOCAL_PART = re.compile(r"[^\s\"'`<>()\[\]{},;:=&?/|\\]++")
+_EC2 = re.compile(r"(?<![\w-])ip(?:-\d{1,3}){4}(?![\w-])")
+"""A name that Amazon gives to a machine: its address, with hyphens."""
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\w)")
 _IPV6 = re.compile(r"(?<![\w.:])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{1,40}+(?:(?:\d{1,3}\.){3}\d{1,3})?(?![\w:])")
 
@@ -112,36 +79,13 @@ def _through_escapes(text: str, clean: Callable[[str], str]) -> str:
 def _without_credentials(text: str) -> str:
     if _Known.pattern is not None:
         text = _Known.pattern.sub(REMOVED, text)
-    text = without_values(text)
-    for part, pattern, replacement in SHAPES:
-        if part in text:
-            text = pattern.sub(replacement, text)
-    text = _BASIC.sub(_basic, text)
-    return _RUN.sub(_userinfo, text) if "@" in text else text
-
-
-def _userinfo(run: re.Match[str]) -> str:
-    """A password in a URL may hold `/`, `#` and `@` too: so all before the last `@` is taken for it."""
-    text = run[0]
-    before, at, host = text.rpartition("@")
-    scheme, separator, user = before.partition("://")
-    if not at or ":" not in before or (separator and not user):
-        return text
-    return f"{scheme}{separator}{REMOVED}@{host}" if separator else f"{REMOVED}@{host}"
-
-
-def _basic(found: re.Match[str]) -> str:
-    """RFC 7617: user, colon and password in base64. An ordinary word behind "basic" is none."""
-    try:
-        pair = b":" in base64.b64decode(found[2] + "==", b"-_" if re.search("[-_]", found[2]) else None)
-    except binascii.Error:
-        pair = False
-    return f"{found[1]}{REMOVED}" if pair else found[0]
+    return without_shapes(without_values(text))
 
 
 def _without_addresses(text: str) -> str:
     if "@" in text:
         text = _LOCAL_PART.sub(lambda word: REMOVED if re.fullmatch(r"[^@]+@[^@]+", word[0]) else word[0], text)
+    text = _EC2.sub(REMOVED, text)
     return _IPV6.sub(_ip, _IPV4.sub(_ip, text))
 
 
@@ -165,7 +109,7 @@ def clean(value: object, key: str = "", depth: int = MAX_DEPTH) -> Any:
     if isinstance(value, Mapping) and secret:
         return REMOVED
     if isinstance(value, Mapping):
-        return {str(k): clean(v, str(k), depth - 1) for k, v in value.items()}
+        return {bounded(str(k), MAX_TEXT): clean(v, str(k), depth - 1) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [clean(item, key, depth - 1) for item in value]
     text = value if isinstance(value, str) else repr(value) if isinstance(value, bytes) else str(value)
@@ -185,9 +129,13 @@ def tree(value: Any, key: str = "") -> Any:
     """`value` for Sentry: scrubbed at any depth and otherwise as it is: `clean` would shorten a stack trace."""
     secret = secret_name(key)
     if isinstance(value, dict):
-        return REMOVED if secret and value else {k: tree(v, str(k)) for k, v in value.items()}
+        return REMOVED if secret and value else {_key(k): tree(v, str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [tree(item, key) for item in value]
     if isinstance(value, str):
         return REMOVED if value and secret else scrub_for_others(value)
     return REMOVED if secret and isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _key(key: object) -> object:
+    return scrub_for_others(key) if isinstance(key, str) else key
