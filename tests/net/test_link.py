@@ -16,8 +16,22 @@ from tests.net.proxy import Proxy
 from vizora_rt.errors import ConfigError, UnavailableError
 from vizora_rt.net import embedded
 from vizora_rt.net.embedded import Embedded
-from vizora_rt.net.link import UNASKED, Address, Line, Link, RefusedError, ask, connect, explain, hint, one_line, probe
+from vizora_rt.net.link import (
+    UNASKED,
+    Address,
+    Line,
+    Link,
+    RefusedError,
+    ask,
+    connect,
+    explain,
+    fault,
+    hint,
+    one_line,
+    probe,
+)
 from vizora_rt.net.topology import Where
+from vizora_rt.scrub import scrub
 from vizora_rt.wire.resp import ReplyError, pack
 
 SECRET = "s3cret:/@ü"
@@ -33,6 +47,8 @@ QUOTED = "s3cret%3A%2F%40%C3%BC"
         ("redis://cache/?db=4", Address(host="cache", database=4), "redis://cache:6379/4"),
         ("valkey://cache", Address(host="cache"), "redis://cache:6379/0"),
         ("redis://[::1]:7000", Address(host="::1", port=7000), "redis://[::1]:7000/0"),
+        ("redis://[fe80::1%25eth0]", Address(host="fe80::1%eth0"), "redis://[fe80::1%eth0]:6379/0"),
+        ("redis://cache/4?db=4", Address(host="cache", database=4), "redis://cache:6379/4"),
         (f"redis://:{QUOTED}@cache", Address(host="cache", password=SECRET), "redis://cache:6379/0"),
         (f"redis://me:{QUOTED}@cache", Address(host="cache", user="me", password=SECRET), "redis://cache:6379/0"),
         ("rediss://cache", Address(host="cache", tls=True), "rediss://cache:6379/0"),
@@ -58,7 +74,15 @@ def test_address(url: str, address: Address, text: str) -> None:
         ("redis://:s3cret@cache:port", "not a URL"),
         ("redis://:s3cret@cache:70000", "not a URL"),
         ("redis://:s3cret@[::1", "not a URL"),
-        ("redis://:s3cret@cache/first", "not a URL"),
+        ("redis://:s3cret@cache:0", "the port is"),
+        ("redis://:s3cret@cache/first", "from 0"),
+        ("redis://:s3cret@cache/1_0", "from 0"),
+        ("redis://:s3cret@cache/+1", "from 0"),
+        ("redis://:s3cret@cache/\u0663", "from 0"),
+        ("redis://:s3cret@cache/1/2", "from 0"),
+        ("redis://:s3cret@cache?db=1_0", "from 0"),
+        ("redis://:s3cret@cache/0?db=1", "two databases"),
+        ("redis://:s3cret@cache?db=1&db=2", "'db' stands there twice"),
         ("redis://:s3cret@cache/0?db", "not a URL"),
         (f"redis://:s3cret@{'x' * 64}.example", "not a URL"),
         ("redis://:s3cret@cache/-1", "from 0"),
@@ -128,6 +152,22 @@ def test_greeting_says_only_what_is_needed() -> None:
     assert words(Address(password="p", database=3)) == [pack("AUTH", "p"), pack("SELECT", 3), *courtesies]
     assert words(Address(user="u")) == [pack("AUTH", "u", ""), *courtesies]
     assert words(Address(user="u", password="p")) == [pack("AUTH", "u", "p"), *courtesies]
+
+
+@pytest.mark.parametrize(
+    ("word", "reply"),
+    [
+        ("AUTH", ReplyError("WRONGPASS invalid username-password pair or user is disabled.")),
+        ("AUTH", ReplyError("ERR AUTH <password> called without any password configured for the default user.")),
+        ("PING", ReplyError("NOAUTH Authentication required.")),
+        ("PING", ReplyError("NOPERM User gw has no permissions to run the 'ping' command")),
+    ],
+)
+def test_the_log_says_why_credentials_are_refused(word: str, reply: ReplyError) -> None:
+    """The scrubber takes what follows a name of a secret and a colon."""
+    said = str(fault(Address(), [(word, b"")], [reply]))
+    assert reply.code in said
+    assert scrub(said) == said
 
 
 def test_explain_is_one_line() -> None:
@@ -352,10 +392,10 @@ class TestProbe:
         assert tell(own, ("CONFIG", "SET", "requirepass", SECRET)) == [b"OK"]
         with pytest.raises(ConfigError) as raised:
             probe(own.url.replace("unix://", "unix://:s3cret@"), 5.0)
-        assert "cannot be used: wrong user or password: AUTH was answered WRONGPASS" in str(raised.value)
+        assert "cannot be used: wrong user or password (AUTH was answered WRONGPASS" in str(raised.value)
         assert "s3cret" not in str(raised.value)
         with pytest.raises(
-            ConfigError, match=r"cannot be used: a password is needed: redis.url has none: PING was answered"
+            ConfigError, match=r"cannot be used: a password is needed, and redis.url has none \(PING was answered"
         ):
             probe(own.url, 5.0)
 

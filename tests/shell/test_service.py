@@ -40,7 +40,7 @@ class TestServe:
             line = refused(run(tmp_path, "serve", "--port", "0", env={"REDIS_URL": url}), 78)
         finally:
             store.stop()
-        assert "cannot be used: wrong user or password: AUTH was answered WRONGPASS" in line
+        assert "cannot be used: wrong user or password (AUTH was answered WRONGPASS" in line
         assert "opaque" not in line
 
     def test_outside_development_secrets_are_not_invented(self, tmp_path: Path) -> None:

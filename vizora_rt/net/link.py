@@ -35,7 +35,7 @@ TAKES_NO_WRITES: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS"})
 
 AUTH_ERRORS: Final = {
     "WRONGPASS": "wrong user or password",
-    "NOAUTH": "a password is needed: redis.url has none",
+    "NOAUTH": "a password is needed, and redis.url has none",
     "NOPERM": "permission denied",
 }
 """Errors that only a person can mend: in redis.url, or in the rules of the user."""
@@ -97,14 +97,16 @@ class Address:
         check_form(url)
         try:
             parts = urlsplit(url)
-            port = parts.port or PORT
-            options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
-            database = int(options.pop("db", "") or (parts.path.strip("/") if parts.scheme != "unix" else "") or 0)
-            host = parts.hostname or "127.0.0.1"
+            port = PORT if parts.port is None else parts.port
+            options = parse_options(parts.query)
+            # RFC 6874: the % before the zone of a link-local address is escaped.
+            host = (parts.hostname or "127.0.0.1").replace("%25", "%", 1)
             # The resolver encodes the name like this, and its UnicodeError is no OSError.
             host.encode("idna")
         except ValueError:
             raise ConfigError("redis.url: not a URL of the form redis://[user:password@]host[:port][/db]") from None
+        in_path = "" if parts.scheme == "unix" else parts.path.strip("/")
+        database = parse_database(options.pop("db", ""), in_path)
         tls = parts.scheme in ("rediss", "valkeys")
         files = {name: options.pop(name, "") for name in TLS_FILES} if tls else {}
         path = unquote(parts.path) if parts.scheme == "unix" else ""
@@ -119,8 +121,8 @@ class Address:
             raise ConfigError("redis.url: a Unix socket is unix:///absolute/path")
         if len(os.fsencode(path)) > UNIX_PATH_BYTES:
             raise ConfigError(f"redis.url: the path of a Unix socket has at most {UNIX_PATH_BYTES} bytes")
-        if database < 0:
-            raise ConfigError("redis.url: the database is a number from 0")
+        if port == 0:
+            raise ConfigError("redis.url: the port is a number from 1 to 65535")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         return cls(host, port, path, database, user, password, tls, **files)
 
@@ -193,6 +195,31 @@ def check_form(url: str) -> None:
         raise ConfigError("redis.url: a % in the user or password must be written %25")
 
 
+def parse_options(query: str) -> dict[str, str]:
+    """What stands behind the `?` of a URL. Raises ConfigError for an option that stands there twice, else ValueError
+    for what is no list of options."""
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
+        if name in options:
+            raise ConfigError(f"redis.url: the option {one_line(name)!r} stands there twice")
+        options[name] = value
+    return options
+
+
+def parse_database(*said: str) -> int:
+    """The number of a database, which a URL may give in its path and in `?db=`; 0 when it gives none.
+
+    Raises ConfigError for what is no number, and for two that differ.
+    """
+    given = {each for each in said if each}
+    # int() takes "1_0", "+1" and digits of all scripts: a slip would select another database.
+    if not all(each.isascii() and each.isdecimal() for each in given):
+        raise ConfigError("redis.url: the database is a number from 0")
+    if len({int(each) for each in given}) > 1:
+        raise ConfigError("redis.url: the path and the option db name two databases")
+    return int(given.pop()) if given else 0
+
+
 def _unescaped(character: str) -> ConfigError:
     if character == " ":
         return ConfigError("redis.url: holds a space or a control character; a space in a password must be written %20")
@@ -221,13 +248,14 @@ def fault(
 
 
 def _refused(address: "Address", word: str, reply: ReplyError) -> ConnectionError:
+    # No colon behind "password": the log would take what follows for one.
     said = one_line(f"{word} was answered {reply.code} {reply.message}")
     if word == "AUTH" and reply.code == "ERR":
-        return RefusedError(f"it has no such password: {said}")
+        return RefusedError(f"it has no such password ({said})")
     if word == "SELECT" and reply.code == "ERR":
         return RefusedError(f"there is no database {address.database}: {said}")
     if reply.code in AUTH_ERRORS:
-        return RefusedError(f"{AUTH_ERRORS[reply.code]}: {said}")
+        return RefusedError(f"{AUTH_ERRORS[reply.code]} ({said})")
     return ConnectionError(said)
 
 

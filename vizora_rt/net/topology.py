@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -17,7 +17,7 @@ from redis.sentinel import Sentinel
 
 from vizora_rt.errors import ConfigError
 from vizora_rt.net import link
-from vizora_rt.net.link import Address, one_line
+from vizora_rt.net.link import Address, one_line, parse_options
 from vizora_rt.wire.resp import ReplyError
 
 SENTINEL_PORT: Final = 26379
@@ -74,7 +74,7 @@ class Where:
         words = path.strip("/").split("/") if path.strip("/") else []
         if not words:
             raise ConfigError(f"redis.url: the name of the master is missing: {SENTINEL_FORM}")
-        if len(words) > 2 or (len(words) == 2 and not words[1].isdecimal()):
+        if len(words) > 2 or (len(words) == 2 and not (words[1].isascii() and words[1].isdecimal())):
             raise ConfigError(f"redis.url: behind the master's name stands a database, a number: {SENTINEL_FORM}")
         own = {name: options.pop(name) for name in SENTINEL_OPTIONS if name in options}
         _refuse(options, f"there are {' and '.join(SENTINEL_OPTIONS)}")
@@ -168,7 +168,7 @@ def _parts(url: str, port: int, form: str) -> tuple[Address, tuple[Address, ...]
     """How servers are greeted, the hosts, what stands behind them, and the options."""
     try:
         parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+        options = parse_options(parts.query)
         names, _, hosts = parts.netloc.rpartition("@")
         seeds = tuple(_host(host, port) for host in hosts.split(","))
     except ValueError:
@@ -183,6 +183,8 @@ def _host(text: str, port: int) -> tuple[str, int]:
     if not parts.hostname:
         raise ValueError(text)
     parts.hostname.encode("idna")
+    if parts.port == 0:
+        raise ValueError(text)
     return parts.hostname, parts.port or port
 
 
