@@ -4,6 +4,7 @@ import asyncio
 import random
 import struct
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,9 @@ async def attack(port: int, data: bytes, reset: bool) -> None:
 
 
 async def flood(port: int) -> None:
-    """More pings than a burst may have, from a client that stays until it is closed."""
+    """Twice the pings of a burst, for some come back meanwhile, from a client that stays until it is closed."""
     wire = await Wire.open(port)
-    await wire.send(upgrade(device_token("flood")) + frame(0x9, b"") * (2 * Limits().packets_per_minute + 1))
+    await wire.send(upgrade(device_token("flood")) + frame(0x9, b"") * 4 * Limits().packets_per_minute)
     while await wire.reader.read(65536):
         pass
     await wire.close()
@@ -103,7 +104,7 @@ async def assail(service: Service, peers: int) -> Counter[str]:
     await flood(service.port)
     await asyncio.to_thread(until, lambda: not service.status()["workers"][0]["connections"])
     for felt in FELT:
-        assert await asyncio.to_thread(service.metric, f"vizora_realtime_{felt}"), f"no attack reached {felt}"
+        assert await asyncio.to_thread(until, partial(service.metric, f"vizora_realtime_{felt}"))
     return Counter(record["event"] for record in service.records[before:])
 
 
