@@ -32,6 +32,7 @@ from vizora_rt.net import embedded, http
 from vizora_rt.net.answers import Response
 from vizora_rt.net.control import Control
 from vizora_rt.net.control_routes import Routes
+from vizora_rt.net.reading import READ_BYTES
 from vizora_rt.wire.http import CONTINUE
 from vizora_rt.wire.proxy import SIGNATURE
 
@@ -121,7 +122,7 @@ class TestRoutes:
 class TestTargets:
     """Each form that a target may have (RFC 9112 section 3.2), in its turn among others."""
 
-    @pytest.mark.parametrize("target", ["*", "http://any", "https://any:1", "HTTP://any"])
+    @pytest.mark.parametrize("target", ["*", "http://any", "https://any:1", "HTTP://any", "/", "http://any/"])
     @pytest.mark.parametrize("version", ["1.0", "1.1"])
     async def test_the_server_as_a_whole(self, node: Node, wire: Wire, target: str, version: str) -> None:
         ask = f"OPTIONS {target} HTTP/{version}\r\nHost: any\r\nConnection: keep-alive\r\n\r\n".encode()
@@ -145,8 +146,8 @@ class TestTargets:
             ("OPTIONS", "**", 400),
             ("OPTIONS", "*/health", 400),
             ("OPTIONS", "/*", 404),
-            ("OPTIONS", "/", 404),
-            ("OPTIONS", "http://any/", 404),
+            ("OPTIONS", "/?x=y", 404),
+            ("OPTIONS", "//", 404),
             ("OPTIONS", "http://any?x=y", 404),
             ("OPTIONS", "http://any/health", 405),
             ("OPTIONS", "/ws", 405),
@@ -285,6 +286,15 @@ class TestConnections:
             assert (await wire.response())[0] == (404 if path == "/nope" else 200)
         await sending
         assert answered(node, "other", "unmatched", 400) == 0
+
+    async def test_a_pipeline_is_read_no_faster_than_it_is_answered(self, node: Node, wire: Wire) -> None:
+        """Also when each answer takes a while: one read may wait behind a request, and no more with each."""
+        node.answers["status"] = b"{}"
+        sending = asyncio.create_task(wire.send(request("/status", X="x" * 1000) * 2000))
+        for _ in range(2000):
+            assert (await wire.response())[0] == 200
+            assert node.http.unfinished.unknown <= 16_384 + 2 * READ_BYTES
+        await sending
 
     async def test_requests_in_single_bytes(self, wire: Wire) -> None:
         for byte in request("/health/live") + request("/nope"):

@@ -187,6 +187,8 @@ class Server:
     def greeted(self, greeting: Greeting) -> None:
         """A connection that was upgraded for a greeting is somebody's now, or over."""
         self.places.leave(greeting)
+        if greeting.closed_by is not None:
+            self.metrics.counter("ws_disconnects_total", greeting.closed_by.name).value += 1
 
     def limited(self, limit: str) -> None:
         """Count that `limit` was met."""
@@ -444,9 +446,10 @@ class Exchange(BoundedReader):
         return False
 
     def read_on(self) -> None:
-        """Read again, unless a request is being answered or waits: then `_go_on` does so after the answer."""
+        """Read again, unless a request waits for its turn, or much waits for an answer: `_go_on` does so after that."""
         parser = self._parser
-        waits = parser is not None and (self._busy or bool(parser.rest) or parser.more)
+        room = self._server.config.limits.header_bytes if self._busy else 0
+        waits = parser is not None and (len(parser.rest) > room or parser.more)
         if self.transport is not None and not self._stalled and not waits:
             self.transport.resume_reading()
 
@@ -677,8 +680,8 @@ class Exchange(BoundedReader):
         transport, parser = self.transport, self._parser
         if transport is None or parser is None or self._busy or self._stalled:
             return
-        transport.resume_reading()
         rest, parser.rest = parser.rest, b""
         self._hold()
         if rest:
             self.data_received(rest)
+        self.read_on()  # only now: of what was read a request may have to be answered first

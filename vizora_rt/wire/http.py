@@ -392,8 +392,9 @@ def _origin_form(method: str, target: str) -> tuple[str, str] | Refusal:
     raw = origin_form(target)
     if raw is None:
         return errors.BAD_REQUEST
-    if method == "OPTIONS" and not raw:
-        return "*", ""  # RFC 9112 section 3.2.4: what a proxy would have made of it
+    if method == "OPTIONS" and raw in ("", "/"):
+        # RFC 9112 section 3.2.4: what a proxy would have made of no path. HAProxy's `option httpchk` asks for `/`.
+        return "*", ""
     path, _, query = raw.partition("?")
     if "%" in path:
         path = unquote(path)
