@@ -437,6 +437,40 @@ class TestPassing:
         # What is left of it is not read; a second later the connection is cut.
         await until(lambda: node.http.exchanges == 0)
 
+    @pytest.mark.parametrize(
+        ("first", "flood", "reason"),
+        [
+            (packet("x"), packet("x"), "protocol_error"),
+            (packet('42["heartbeat",{}]'), packet("x" * 15_000), "protocol_error"),
+            (frame(0x2, b"x"), frame(0x2, b"x" * 15_000), "protocol_error"),
+            (packet('40{"token":"wrong"}'), packet('42["heartbeat",{}]'), "normal"),
+            (packet("x"), frame(0x9), "protocol_error"),
+        ],
+        ids=["short", "long", "binary", "refused", "pings"],
+    )
+    async def test_who_goes_on_behind_the_close_frame_is_not_read(
+        self, start: Start, first: bytes, flood: bytes, reason: str
+    ) -> None:
+        node = await start()
+        player = await Player.open(node)
+        player.wire.writer.write(first + flood * (4_000_000 // len(flood)))
+        while (await player.wire.frame())[0] != 0x8:
+            pass
+        await until(lambda: node.counter("limits_exceeded_total", "packets_per_minute") == 1)
+        player.wire.writer.transport.abort()
+        await until(lambda: node.http.exchanges == 0)
+        assert node.counter("ws_disconnects_total", reason) == 1
+
+    async def test_who_is_closed_is_counted(self, start: Start) -> None:
+        node = await start()
+        for first in (b"\xc1\x80mask", packet("41")):
+            player = await Player.open(node)
+            await player.wire.send(first)
+            while (await player.wire.frame())[0] != 0x8:
+                pass
+        await until(lambda: node.counter("ws_disconnects_total", "protocol_error") == 1)
+        assert node.counter("ws_disconnects_total", "normal") == 0  # the client's own goodbye
+
     async def test_who_does_not_read_is_not_read(self, start: Start) -> None:
         node = await start()
         wire = await Wire.open(node.port, 4096)

@@ -20,13 +20,16 @@ from vizora_rt.net.reading import DIRECT_BYTES, FRAMES, BoundedReader
 from vizora_rt.net.timers import Wheel
 from vizora_rt.net.turn_queue import TurnQueue
 from vizora_rt.wire.messages import NATIVE, Dialect
-from vizora_rt.wire.session import LARGE, OPEN, Session
+from vizora_rt.wire.session import CLOSING, LARGE, OPEN, Session
 
 CLOSE_SECONDS: Final = 5.0
 """How long a closing handshake may take before the transport is cut."""
 
 FLOOD_SECONDS: Final = 1.0
 """How long a client that is left for its many packets may take to read why. It is not read meanwhile."""
+
+PAST_BYTES: Final = 1024
+"""Bytes behind our close frame that count as one packet: what a client had sent before it read it is a few of them."""
 
 STORE_SECONDS: Final = 2.0
 """How long a close waits for Redis to answer what is being stored, so that it is acked. Redis takes a millisecond."""
@@ -189,6 +192,8 @@ class Connection(BoundedReader):
             self._take(session.receive(data, frames))
         if session.small_frames:
             self.spend(0)
+        if session.state == CLOSING:
+            self.spend(len(data) // PAST_BYTES)
         if session.ended and session.closed_by is not None:
             self._fail(session.closed_by)
         self._corked = False
@@ -320,7 +325,8 @@ class Connection(BoundedReader):
             if session.state == OPEN:
                 terms.over_packets.value += 1
                 self.close(TOO_MANY_MESSAGES)
-            elif not session.ended:
+            elif not session.ended and self.transport is not None and not self.transport.is_closing():
+                terms.over_packets.value += 1
                 self.abort()
         else:
             self._packets = max(self._packets, now) + packets * rate.interval

@@ -23,7 +23,7 @@ from vizora_rt.net.turn_queue import TurnQueue
 from vizora_rt.wire import socketio
 from vizora_rt.wire.frames import TEXT, encode_frame
 from vizora_rt.wire.http import Request
-from vizora_rt.wire.session import OPEN, Session
+from vizora_rt.wire.session import CLOSING, OPEN, Session
 from vizora_rt.wire.socketio import Hello
 
 Greeted = Callable[[Connection | Refusal], None]
@@ -36,6 +36,9 @@ PACKETS: Final = 20
 
 SMALL_FRAMES: Final = 100
 """The same of pings, pongs and fragments of WebSocket: a token of 8 KiB in pieces of 100 bytes."""
+
+CLOSING_BYTES: Final = 262_144
+"""What is read past while the client's close frame is awaited: a day of plays, 1,040 of 250 bytes."""
 
 CLOSES: Final = {
     errors.DRAINING: errors.RESTARTING,
@@ -127,6 +130,8 @@ class Greeting(BoundedReader):
 
     def data_received(self, data: bytes) -> None:
         session = self._session
+        if session.state == CLOSING:
+            self._read_past(len(data))
         for payload in session.receive(data, FRAMES if len(data) <= DIRECT_BYTES else 1):
             if session.state == OPEN:
                 self._take(payload)
@@ -182,6 +187,11 @@ class Greeting(BoundedReader):
         self._leave()
 
     @property
+    def closed_by(self) -> Close | None:
+        """Why this service closed it."""
+        return self._session.closed_by
+
+    @property
     def busy(self) -> bool:
         """Whether it has said who it is, and is being checked."""
         return self._asking
@@ -220,6 +230,7 @@ class Greeting(BoundedReader):
             self._hello = packet
         elif packet is None:
             self._end(errors.NORMAL)
+            self._session.closed_by = None  # the client said goodbye
         elif self._asking and not isinstance(packet, bytes):
             self._keep(payload)
         elif not isinstance(packet, bytes):
@@ -238,8 +249,17 @@ class Greeting(BoundedReader):
             self._flooding = True
             self._session.fail(errors.TOO_MANY_MESSAGES)
             self._expect(FLOOD_SECONDS)
-        elif self.transport is not None and not self._session.ended:
+        elif self.transport is not None and not self._session.ended and not self.transport.is_closing():
+            self._lobby.limited("packets_per_minute")
             self.transport.abort()
+
+    def _read_past(self, size: int) -> None:
+        """It closes. Who goes on to send is not read any more, and cut when its time is over."""
+        over = self._room < 0
+        self._room -= size
+        if self._room < 0 and not over:
+            self._lobby.limited("packets_per_minute")
+            self.read_on()
 
     def _waits(self, place: Place) -> None:
         """It stands in the line of handshakes."""
@@ -275,7 +295,7 @@ class Greeting(BoundedReader):
     def _end(self, cause: Close) -> None:
         self._session.close(cause)
         self._flush()
-        self._room = max(0, self._room)
+        self._room = CLOSING_BYTES
         if not self._session.ended:
             self.read_on()
         self._expect(CLOSE_SECONDS)
