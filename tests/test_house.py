@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "wire.times",
         "wire.printable",
     ),
-    ("wire.session", "wire.socketio", "wire.bodies"),
+    ("wire.session", "wire.socketio", "wire.bells", "wire.bodies"),
     ("app.*",),
     ("metrics", "build", "device_series", "exposition", "credentials", "shapes", "scrub", "lines", "report"),
     ("net.*",),
@@ -44,6 +44,7 @@ SHARED_DEPENDENCIES = {
         "config",
         "wire.messages",
         "wire.payloads",
+        "wire.bells",
         "wire.bodies",
     },  # the places where outside data gets its schema
     "click": {

@@ -100,6 +100,24 @@ async def test_nobody(metrics: Metrics) -> None:
     await until(lambda: peer.frames)
 
 
+async def test_an_error_costs_one_notice(metrics: Metrics) -> None:
+    """Not those behind it, nor those that come later."""
+    raised: list[dict[str, Any]] = []
+
+    def broken() -> None:
+        raise RuntimeError("broken")
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))
+    first, last = Listener(broken), Listener()
+    notices = Notices(metrics)
+    notices.send([first, last, first], "notification:new", b"1")
+    notices.send([last], "notification:new", b"2")
+    await until(lambda: len(last.frames) == 2)
+    notices.send([last], "notification:new", b"3")
+    await until(lambda: len(last.frames) == 3)
+    assert [str(context["exception"]) for context in raised] == ["broken"] * 2
+
+
 async def test_who_is_behind_is_counted(metrics: Metrics) -> None:
     peers = [Listener(behind=number % 2 == 0) for number in range(10)]
     notices = Notices(metrics)

@@ -7,6 +7,7 @@ import asyncio
 import math
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,14 @@ async def mishaps(site: Site) -> None:
         await big.ended()
         await site.api("/internal/command", {"deviceId": "acme-3", "command": {"type": "reload"}})
         await site.api("/notifications/broadcast", {"organizationId": "acme", "notification": {"text": "hello"}})
+        await wrong_key(site)
         await asyncio.sleep(1)
+
+
+async def wrong_key(site: Site) -> None:
+    """A backend that was given another environment's key."""
+    with suppress(OSError):
+        await asyncio.to_thread(monitors.get, f"{site.url}/devices/lobby", {"x-internal-api-key": "wrong"})
 
 
 async def full_store(site: Site) -> None:
@@ -101,7 +109,7 @@ async def lose_a_worker(site: Site) -> None:
 
 TROUBLE = (
     plays, mishaps, full_store, faults.bad_heartbeats, faults.new_fields, faults.one_identity,
-    faults.plays_get_lost, faults.commands_expire, faults.nobody_reads,
+    faults.plays_get_lost, faults.commands_expire, faults.nobody_reads, faults.wrong_tokens,
 )  # fmt: skip
 
 

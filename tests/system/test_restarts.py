@@ -300,3 +300,24 @@ async def test_the_screens_of_a_node_that_stops_go_to_the_others(tmp_path: Path,
         await asyncio.to_thread(soon, lambda: books.client.zcard("vz:nodes") == WORKERS)
         assert again.records and not [record for record in again.records if record["event"] == "workers lost"]
         assert [record["level"] for record in again.records if record["event"] == "workers have left"] == ["info"]
+
+
+async def test_the_screens_of_nodes_that_stop_together_wait_for_all(tmp_path: Path, redis_url: str) -> None:
+    """None is sent to another node that stops as well: there it would meet nobody, and back off."""
+    with ExitStack() as stack:
+        nodes = []
+        for name in ("a", "b", "c"):
+            (tmp_path / name).mkdir()
+            node = stack.enter_context(Service(tmp_path / name, {**ENV, "REDIS_URL": redis_url}, workers=1))
+            nodes.append(await asyncio.to_thread(node.start))
+        books = Books(redis_url)
+        await asyncio.to_thread(soon, lambda: books.client.zcard("vz:nodes") == len(nodes))
+        screens = [await dial(node.port, device_token(f"{number}")) for number, node in enumerate(nodes)]
+        for screen in screens:
+            await screen.next("config")
+        for node in nodes:
+            node.signal(signal.SIGTERM)
+        told = [(await screen.next("server:shutdown"))["retryAfterMs"] for screen in screens]
+        assert min(told) >= 3000
+        for node in nodes:
+            assert await asyncio.to_thread(node.join) == 0

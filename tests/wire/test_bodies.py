@@ -95,6 +95,41 @@ def test_a_name_that_is_there_twice(text: bytes, names: set[str]) -> None:
     assert found.details == dict.fromkeys(names, "is there more than once")
 
 
+def test_the_one_user_of_a_notification_is_there_twice() -> None:
+    """What else a notification holds is free, and may repeat."""
+    for name in (b"userId", b"user\\u0049d"):
+        text = b'{"organizationId":"acme","notification":{"userId":"ann","n":1,"%b":"bob"}}' % name
+        found = bodies.read(bodies.Notification, text)
+        assert isinstance(found, Invalid)
+        assert found.details == {"notification.userId": "is there more than once"}
+    text = b'{"organizationId":"acme","notification":{"n":1,"n":2,"inner":{"userId":1,"userId":2}}}'
+    assert isinstance(bodies.read(bodies.Notification, text), bodies.Notification)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "userid",
+        "USER_ID",
+        "user-id",
+        "user id",
+        "user.id",
+        "userId ",
+        "\u200buserId",
+        "\uff55serId",
+    ],
+)
+def test_a_name_that_looks_like_the_one_that_is_meant(name: str) -> None:
+    assert bodies.variant("userId", {"text": 1, name: "ann"}) == name
+
+
+def test_names_that_do_not() -> None:
+    assert (
+        bodies.variant("userId", dict.fromkeys(("userId", "users", "user", "id", "userIdentity", "x" * 9999), 1))
+        is None
+    )
+
+
 def test_numbers_and_depth_that_only_one_reader_takes() -> None:
     long = b'{"deviceId":"a","command":{"type":"reload","payload":{"n":%b}}}' % (b"1" * 5000)
     found = bodies.read(bodies.DeviceCommand, long)

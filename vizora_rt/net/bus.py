@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from vizora_rt import report
+from vizora_rt import lines, report
 from vizora_rt.config import Redis
 from vizora_rt.net import keyspace
 from vizora_rt.net.link import Address, Link, connect, explain
@@ -276,4 +276,4 @@ class Bus:
         if isinstance(bell, dict):
             self._on_bell(bell)
         else:
-            log.warning("doorbell not understood")
+            lines.limited(("doorbell", "json"), "WARNING", "bus", "doorbell not understood")

@@ -10,13 +10,13 @@ from collections import deque
 from functools import partial
 from typing import Final
 
-from vizora_rt import report
+from vizora_rt import lines
 from vizora_rt.app.dashboards import LISTED, Rooms, Watch, described
 from vizora_rt.net.bus import Bus
 from vizora_rt.net.connection import Connection
 from vizora_rt.net.sessions import Sessions
 from vizora_rt.net.store import LOST, Store
-from vizora_rt.wire import messages, resp
+from vizora_rt.wire import bells, messages, resp
 from vizora_rt.wire.resp import ReplyError
 
 ROUND: Final = 1.0
@@ -30,8 +30,6 @@ A_TURN: Final = 1000
 """Changes sent in one turn of the loop: some 2 ms."""
 READS: Final = 2
 """Pages read at a time, whoever they are for: a wave of dashboards does not crowd out heartbeats."""
-
-log = report.logger("dashboards")
 
 
 class Dashboards:
@@ -74,11 +72,15 @@ class Dashboards:
             return
         try:
             status = messages.loads(bell)["status"]
-            news = room.change(status["deviceId"], status["seq"], messages.dumps(status))
-        except (messages.JSONError, KeyError, TypeError):
-            log.warning("doorbell not understood", name="status")
-            return
-        if news:
+            body = messages.dumps(status)
+        except (messages.JSONError, TypeError):  # the latter is nested deeper than JSON is written
+            status = None
+        found = bells.read("status", status)
+        if found is None:
+            lines.limited(
+                ("doorbell", "status"), "WARNING", "dashboards", "doorbell not understood", {"name": "status"}
+            )
+        elif room.change(found.device_id, found.seq, body):
             self._arm()
 
     def _arm(self) -> None:

@@ -59,6 +59,8 @@ CLOSED_SECONDS: Final = 3.0
 GOODBYES_A_TURN: Final = 200
 """Connections told of the restart per turn of the loop, so that the others are still served meanwhile."""
 GOODBYE_TURN_SECONDS: Final = 0.05
+TOGETHER_SHARE: Final = 0.2
+"""Of the time for goodbyes: what a node waits at most to hear which others stop as well."""
 
 
 Settle = Callable[[Connection | Refusal], None]
@@ -93,7 +95,14 @@ class Gateway:
         expiry = Expiry(store, self._deliveries.expired)
         self.orders = Orders(metrics, self.ledger, f"{node} {worker}", self.ring, expiry)
         self._tenants = Tenants(self.state, store, self.bus, self.notices, wheel, self._deliveries.look)
-        self._doorbells = Doorbells(self.state, self._deliveries, self.notices, self.orders, self._tenants)
+        self._doorbells = Doorbells(
+            self.state,
+            self._deliveries,
+            self.notices,
+            self.orders,
+            self._tenants,
+            self._presence.ownership.superseded,
+        )
         Revocations(self.state, store, wheel, self._doorbells.hear)
         changes = Changes(store, wheel, config.plays.max_events, config.presence.notify_after_seconds)
         self._presence.claims.on_claim = self._tenants.expect
@@ -290,14 +299,15 @@ class Gateway:
     async def _say_goodbye(self, started: float, seconds: float, successor: bool) -> None:
         # A successor shares the work with all other workers; other nodes with all that leave this one; after the stop
         # of a single node each of its workers has its own to take back.
-        others = 0 if successor else await self._sweeper.others()
+        others = 0 if successor else await self._sweeper.remaining(seconds * TOGETHER_SHARE)
+        begun = self._loop.time()
         share = self._config.workers if successor else others / self._config.workers or 1
         per_second = self._config.limits.handshakes_per_second * share
         closed = 0.0 if successor or others else CLOSED_SECONDS
         leaving = list(self._connections)
-        schedule = departures(len(leaving), seconds, closed, per_second)
+        schedule = departures(len(leaving), max(0.0, started + seconds - begun), closed, per_second)
         for number, (connection, departure) in enumerate(zip(leaving, schedule, strict=True), 1):
-            ahead = started + departure.seconds - self._loop.time()
+            ahead = begun + departure.seconds - self._loop.time()
             if ahead > 0 or number % GOODBYES_A_TURN == 0:
                 await asyncio.sleep(GOODBYE_TURN_SECONDS if ahead > 0 else 0)
             self._retry_after_ms = departure.retry_after_ms
@@ -313,9 +323,6 @@ class Gateway:
         self._presence.statuses.on_dirty()
 
     def _on_doorbell(self, bell: dict[str, object]) -> None:
-        device_id, epoch = bell.get("superseded"), bell.get("epoch")
-        if isinstance(device_id, str) and isinstance(epoch, int):
-            self._presence.ownership.superseded(device_id, epoch)
         self._doorbells.hear(bell)
 
     def ring(self, node: str, worker: int, bell: dict[str, object]) -> None:

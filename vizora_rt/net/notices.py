@@ -35,6 +35,13 @@ class Notices:
         return len(receivers)
 
     def _turn(self) -> None:
+        try:
+            self._slice()
+        finally:
+            if self._waiting:  # also after an error: the notices behind it are none the worse for it
+                self._loop.call_soon(self._turn)
+
+    def _slice(self) -> None:
         event, body, frames, receivers = self._waiting[0]
         dropped = 0
         for _ in range(min(SLICE, len(receivers))):
@@ -48,5 +55,3 @@ class Notices:
             self._metrics.counter("ws_notices_dropped_total", self._metrics.notice(event)).value += dropped
         if not receivers:
             self._waiting.popleft()
-        if self._waiting:
-            self._loop.call_soon(self._turn)

@@ -6,8 +6,10 @@ after that is none the worse for it. Devices of the dead that nobody else has ar
 script that compares the owner it read, so that a device which comes back at that moment stays online. A worker that was
 only stopped or cut off finds its lease on its devices over, and has them confirmed before it writes (`ownership`).
 
-A worker that stops says so: its member gives way to one that tells when it left. Other nodes do not count on it any
-more. Those of its devices that did not come back in the same time are marked offline as well, without an alarm.
+A worker that stops says so before its clients are told: its member gives way to one that says that it leaves, and is
+renewed until the end. Other nodes do not count on it any more: of nodes that are stopped together, none sends its
+clients to another. Those of its devices that did not come back in the same time are marked offline as well, without an
+alarm.
 
 A worker that is replaced has an heir of the same name, which renews for it: the heir looks after what it left behind.
 While nobody is dead, the holder of the lease ends commands that are due (`expiry`).
@@ -43,6 +45,9 @@ RENEWALS: Final = 4
 LOOKS: Final = RENEWALS - 1
 LOOK_SECONDS: Final = 0.25
 """For the answer to who else lives. Clients wait for their goodbye meanwhile, and would wait 3 s for what it spares."""
+TOGETHER_SECONDS: Final = 1.0
+"""In which nodes that are stopped together all say so. Clients stay connected meanwhile; without it they would be sent
+to nodes that stop as well, meet nobody, and back off."""
 LEASE_SHARE: Final = 0.75
 """The lease of a dead sweeper is over before anybody is due to be declared dead."""
 
@@ -51,7 +56,7 @@ PAUSE: Final = 0.02
 """Seconds between two pages: 25,000 devices a second, at a twentieth of what Redis can do."""
 
 LEFT: Final = "left "
-"""How the member of a worker that stopped begins. Its name, which holds no space, follows."""
+"""How the member of a worker that stops or stopped begins. Its name, which holds no space, follows."""
 
 LIVE = """
 -- KEYS nodes; ARGV member, the one that it replaces: this worker lives, or has left -> {member, renewed, ...} of all
@@ -157,22 +162,34 @@ class Sweeper:
                 self._ownership.trusted_until = until
                 self._look(dict(zip(reply[::2], reply[1::2], strict=True)))
 
-        if self._left:
-            return
         if not self._store.takes(NODES):
             self._ownership.trusted_until = until  # nobody can be told; and nobody can ask who is silent
-        self._store.eval("live", (NODES,), (self._me, LEFT + self._me), on_reply)
+        self._store.eval("live", (NODES,), self._members(), on_reply)
+
+    def _members(self) -> tuple[str, str]:
+        """The member of this worker, and the one that it replaces."""
+        return (LEFT + self._me, self._me) if self._left else (self._me, LEFT + self._me)
 
     def leave(self) -> None:
-        """Say that this worker has stopped: the last thing that it does."""
+        """Say that this worker stops: before it tells its clients, and once more as the last thing that it does."""
         self._left = True
-        self._store.eval("live", (NODES,), (LEFT + self._me, self._me))
+        self.renew()
 
-    async def others(self) -> int:
+    async def remaining(self, seconds: float) -> int:
+        """Say that this worker stops. How many workers of other nodes go on, of those that did not say the same within
+        `seconds`."""
+        self._left = True
+        found = await self._others()
+        if found and seconds:
+            await asyncio.sleep(min(seconds, TOGETHER_SECONDS))
+            found = await self._others()
+        return found
+
+    async def _others(self) -> int:
         """How many workers of other nodes live. As far as this one knows, when Redis does not answer at once."""
         with suppress(LostError, TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
-                reply = await self._eval("live", (NODES,), (self._me, LEFT + self._me))
+                reply = await self._eval("live", (NODES,), self._members())
             self._look(dict(zip(reply[::2], reply[1::2], strict=True)))
         lately = self._loop.time() - self._grace * LOOKS / RENEWALS
         here = self._me.rpartition(" ")[0]

@@ -7,6 +7,7 @@ otherwise reach every device that the field was to leave out.
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -132,7 +133,7 @@ def check(schema: type[Any], data: Any) -> Any:
 
 
 def variant(name: str, data: Json) -> str | None:
-    """The first key of a free object that is `name` but for its case, underscores or hyphens."""
+    """The first key of a free object that is `name` but for its case, width, punctuation or what has no width."""
     plain = _plain(name)
     return next((each for each in data if each != name and len(each) < 2 * len(name) and _plain(each) == plain), None)
 
@@ -146,8 +147,12 @@ def _repeated(schema: type[Struct], pairs: tuple[tuple[str, Any], ...], path: st
     nested = _nested(schema)
     yield from (path + name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
     for name, value in pairs:
-        if name in nested and value.__class__ is tuple:
+        if value.__class__ is not tuple:
+            continue
+        if name in nested:
             yield from _repeated(nested[name], value, f"{path}{name}.")
+        elif schema is Notification and name == "notification" and [each for each, _ in value].count("userId") > 1:
+            yield "notification.userId"  # the one field of a free object that the gateway reads
 
 
 def _unknown(schema: type[Struct], data: Json, path: str) -> Iterator[tuple[str, str]]:
@@ -174,7 +179,7 @@ def _shown(details: dict[str, str]) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    return re.sub("[-_ ]", "", name).casefold()
+    return re.sub(r"\W|_", "", unicodedata.normalize("NFKC", name)).casefold()
 
 
 def _without_nulls(schema: type[Struct], data: dict[str, Any]) -> dict[str, Any]:
