@@ -34,6 +34,9 @@ PLAIN = base64.b64encode(PIXELS).decode()
         f"DATA:IMAGE/PNG;BASE64,{PLAIN}",
         f"data:;base64,{PLAIN}",
         f"data:application/octet-stream;base64,\n{base64.encodebytes(PIXELS).decode()}",
+        f" data: image/png ; base64 ,\r\n{PLAIN}",
+        PLAIN.replace("+", "%2B").replace("/", "%2f").replace("=", "%3D"),
+        base64.encodebytes(PIXELS).decode().replace("\n", "%0D%0A"),
         f"data:image/png;base64,{PLAIN.replace('+', '%2B').replace('/', '%2F').replace('=', '%3D')}",
     ],
 )

@@ -1,8 +1,8 @@
 """When was it? The times that players write, as milliseconds since the epoch. Pure: no clock, no locale, no zone files.
 
 Players write what their platform's library gives them: ISO 8601 in all its forms, a number, the dates of RFC 9110 and
-RFC 5322, what `date` and JavaScript print. A time without a zone is taken for UTC. A date in the order of one country
-(11/30/2026) is not understood, nor is a zone that has only a name, except those of RFC 5322.
+RFC 5322, what `date`, JavaScript and .NET print. A time without a zone is taken for UTC. A date in the order of one
+country (11/30/2026) is not understood, nor is a zone that has only a name, except those of RFC 5322.
 """
 
 import re
@@ -30,28 +30,38 @@ _DATE = (
     r"(?:-?(?P<month>\d\d)-?(?P<day>\d\d)|-?W(?P<week>\d\d)-?(?P<weekday>[1-7])|-?(?P<ordinal>\d{3}))"
 )
 _TIME = r"(?P<hour>\d\d)(?::?(?P<minute>\d\d)(?::?(?P<second>\d\d))?)?(?:[.,](?P<fraction>\d{1,30}))?"
-_ZONE = r"(?P<zone>Z|[A-Z]{1,3}|(?:UTC|GMT)?\s?[+\-\u2212]\d\d(?::?\d\d(?::?\d\d)?)?)?"
-_NAMED = r"(?:\s*\([^()]*\)|\[[^\[\]]*\])*"
-"""What follows an offset and says nothing new: a zone's name, in parentheses or as RFC 9557 has it."""
+_ZONE = r"(?P<zone>Z|[A-Z]{1,3}|(?:UTC|GMT)?\s?[+\-\u2212]\d\d?(?::?\d\d(?::?\d\d)?)?)?"
 _MONTH = r"(?P<name>Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
-_CLOCK = r"(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:[.,](?P<fraction>\d{1,30}))?)?"
+_CLOCK = (
+    r"(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:[.,](?P<fraction>\d{1,30}))?)?(?:\s?(?P<half>[AP])M)?"
+)
+_WEEKDAY = r"(?:[a-z]{2,9}(?:,?\s+|,))?"
 
 _FORMS: Final = tuple(
     re.compile(form, re.IGNORECASE | re.ASCII)
     for form in (
         # ISO 8601, RFC 3339, RFC 9557
-        rf"{_DATE}(?:(?:T|\s+|_){_TIME}\s*{_ZONE}{_NAMED})?",
+        rf"{_DATE}(?:(?:T|\s+|_){_TIME}\s*{_ZONE})?",
+        # The same order with slashes, or without zeros
+        rf"(?P<year>\d{{4}})[-/](?P<month>\d\d?)[-/](?P<day>\d\d?)(?:(?:T|,?\s+){_CLOCK}\s*{_ZONE})?",
         # RFC 5322, RFC 9110 with its RFC 850
-        rf"(?:[a-z]{{2,9}},?\s+)?(?P<day>\d{{1,2}})[ -]{_MONTH}[ -](?P<year>\d{{4}}|\d\d)\s+{_CLOCK}\s*{_ZONE}{_NAMED}",
+        rf"{_WEEKDAY}(?P<day>\d{{1,2}})[ -]{_MONTH}[ -](?P<year>\d{{4}}|\d\d),?\s+{_CLOCK}\s*{_ZONE}",
         # asctime, date(1)
-        rf"(?:[a-z]{{2,9}},?\s+)?{_MONTH}\s+(?P<day>\d{{1,2}})\s+{_CLOCK}(?:\s+{_ZONE})?\s+(?P<year>\d{{4}})",
+        rf"{_WEEKDAY}{_MONTH}\s+(?P<day>\d{{1,2}})\s+{_CLOCK}(?:\s+{_ZONE})?\s+(?P<year>\d{{4}})",
         # JavaScript
-        rf"(?:[a-z]{{2,9}},?\s+)?{_MONTH}\s+(?P<day>\d{{1,2}}),?\s+(?P<year>\d{{4}})\s+{_CLOCK}\s*{_ZONE}{_NAMED}",
+        rf"{_WEEKDAY}{_MONTH}\s+(?P<day>\d{{1,2}}),?\s+(?P<year>\d{{4}}),?\s+{_CLOCK}\s*{_ZONE}",
     )
 )
+_NAMED: Final = re.compile(r"\s*\([^()]*\)|\[[^\[\]]*\]")
+"""What says nothing new beside an offset: a zone's name, in parentheses or as RFC 9557 has it, and RFC 5322's comments.
+Of these the innermost."""
+MAX_NESTED: Final = 3
 _COMPACT: Final = re.compile(r"((?:19|20)\d{6})(\d{6})?", re.ASCII)
 """A date, or a date and a time, in digits alone. As milliseconds it would be 1970, or past the year 2500."""
-_NUMBER: Final = re.compile(r"\d{1,30}(?:[.,]\d{1,30})?", re.ASCII)
+_NUMBER: Final = re.compile(r"\+?(\d{1,30})(?:[.,](\d{1,30}))?(?:E\+?(\d{1,2}))?", re.ASCII | re.IGNORECASE)
+"""Also as C and Java write one that is a double: 1.796050000123E12."""
+_DOTNET: Final = re.compile(r"\\?/Date\((\d{1,30})(?:[+-]\d{4})?\)\\?/", re.ASCII)
+"""Milliseconds, and an offset that says nothing new."""
 
 _USUAL: Final = (len("2026-11-30T14:00:06Z"), len("2026-11-30T14:00:06.123Z"), len("2026-11-30T14:00:06.123456Z"))
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -75,18 +85,27 @@ def milliseconds(value: Any) -> int | None:
             return (datetime.fromisoformat(value) - EPOCH) // MILLISECOND
         except ValueError:
             pass
-    text = value.strip()
-    compact = _COMPACT.fullmatch(text)
+    # One space between two words: what follows reads each character once.
+    text = " ".join(value.split())
+    compact, number = _COMPACT.fullmatch(text), _NUMBER.fullmatch(text) or _DOTNET.fullmatch(text)
     if compact is not None:
         text = f"{compact[1]}T{compact[2] or '00'}"
-    elif _NUMBER.fullmatch(text):
-        whole, _, part = text.replace(",", ".").partition(".")
+    elif number is not None:
+        whole, part, power = (*number.groups(), None, None)[:3]
         # A whole number is exact; nanoseconds are more than a float can hold.
-        return _of_number(float(f"{whole}.{part}") if part else int(whole))
+        return _of_number(float(f"{whole}.{part or 0}E{power or 0}") if part or power else int(whole))
+    named = 0
+    for _ in range(MAX_NESTED):
+        text, found = _NAMED.subn("", text)
+        named += found
+        if not found:
+            break
     for form in _FORMS:
-        found = form.fullmatch(text)
-        if found is not None:
-            return _of_parts(found.groupdict())
+        match = form.fullmatch(text)
+        if match is not None:
+            parts = match.groupdict()
+            # A zone that has only a name is not known.
+            return None if named and not parts["zone"] else _of_parts(parts)
     return None
 
 
@@ -106,6 +125,11 @@ def _of_parts(parts: dict[str, str | None]) -> int | None:
     try:
         day = _day(parts)
         hour, minute, second = _int(parts, "hour"), _int(parts, "minute"), _int(parts, "second")
+        half = parts.get("half")
+        if half:
+            if not 1 <= hour <= 12:
+                return None
+            hour = hour % 12 + (12 if half in "Pp" else 0)
         # 24:00 is the end of the day, and a leap second the start of the next minute, as clocks that have none say.
         if hour > 24 or minute > 59 or second > 60 or (hour == 24 and (minute or second)):
             return None
@@ -153,6 +177,8 @@ def _offset(zone: str | None) -> timedelta | None:
     digits = re.sub(r"[^0-9]", "", text)
     if not digits:
         return None
+    if len(digits) % 2:
+        digits = f"0{digits}"
     hours, minutes, seconds = int(digits[:2]), int(digits[2:4] or 0), int(digits[4:6] or 0)
     if hours > 23 or minutes > 59 or seconds > 59:
         raise ValueError
