@@ -12,7 +12,7 @@ import redis
 
 from tests.net.peers import Client, Node, Wire, device_token, dial, dial_device, frame, until, upgrade, user_token
 from vizora_rt.app.handlers import Event
-from vizora_rt.net import embedded, refusals
+from vizora_rt.net import embedded
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -253,7 +253,7 @@ class TestDegraded:
 
     @pytest.mark.parametrize(("name", "value", "well"), [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")])
     async def test_while_redis_takes_no_writes(
-        self, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, well: str
+        self, opened: Open, tmp_path: Path, name: str, value: str, well: str
     ) -> None:
         store = embedded.start(tmp_path)
         own = redis.Redis.from_url(store.url)
@@ -265,9 +265,11 @@ class TestDegraded:
             await until(lambda: node.store.full)  # the last one was acked before its write was turned down
         assert body["degraded"] is True
         own.config_set(name, well)
-        monkeypatch.setattr(refusals, "FULL_SECONDS", 0.3)
+        # The next status that is written tells that it is over.
+        await client.heartbeat()
         await until(lambda: not node.store.full)
         assert "degraded" not in (await client.heartbeat())["data"]
+        assert "takes no writes" in node.store.refusal  # to an operator for some time more
         own.close()
         store.stop()
 

@@ -286,6 +286,19 @@ class TestGroup:
             assert readers.run(redis.url, records.PLAYS, stream, readers.Options(group="billing")) == PAGE + 10
         assert out.read_bytes().count(b"\n") == PAGE + 10
 
+    def test_plays_that_wait_for_their_end_are_another_reader_s_for_longer(self, redis: Redis) -> None:
+        key = plays.stream_key(plays.partition(b"lobby", PARTITIONS))
+        redis.add(redis.play(1, "start"))
+        ((_, ((entry_id, _),)),) = redis.tell(
+            ("XGROUP", "CREATE", key, "billing", "0"),
+            ("XREADGROUP", "GROUP", "billing", "first", "STREAMS", key, ">"),
+        )[1]
+        redis.tell(("XCLAIM", key, "billing", "first", 0, entry_id, "IDLE", readers.STALE_MS + 5000))
+        reader = ("plays", "export", "--group", "billing", "--consumer", "second")
+        assert redis.lines(*reader, "--fold", "--wait", "1m") == []
+        assert redis.tell(("XPENDING", key, "billing", "-", "+", 9, "first"))[0]
+        assert len(redis.lines(*reader)) == 1
+
     def test_entries_that_were_trimmed_while_pending(self, redis: Redis) -> None:
         redis.add(*(redis.play(number, at=number) for number in range(10)))
         key = plays.stream_key(plays.partition(b"lobby", PARTITIONS))

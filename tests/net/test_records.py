@@ -66,6 +66,12 @@ class TestFold:
             ((record, _),) = fold.feed([entry(1, "end", client_time="9", **second)], 2)
             assert (record["phase"], record["started"], record["ended"], record["late_ms"]) == ("both", 1, 9, None)
 
+    @pytest.mark.parametrize("fields", [{"a": "b"}, {"play_id": "p1"}, {"phase": "end"}, {"play_id": "", "phase": ""}])
+    def test_what_an_operator_has_put_there(self, fields: dict[str, str]) -> None:
+        stray = Entry(b"s", b"1-0", (1, 0), fields)
+        fold = Fold(wait=100)
+        assert len([*fold.feed([stray], 1), *fold.feed([], 200)]) == 1
+
     def test_an_end_without_a_start_goes_alone(self) -> None:
         end = entry(1, "end", first="1")
         fold = Fold(wait=100)

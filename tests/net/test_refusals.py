@@ -83,3 +83,32 @@ def test_what_redis_says_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     Refusals(Clock()).take(ReplyError("OOM a\nb\x1b[31m" + "x" * 5000), "set", AT)
     (line,) = capfd.readouterr().err.splitlines()
     assert len(line) < 600
+
+
+@pytest.mark.parametrize("code", ["OOM", "MISCONF", "NOREPLICAS"])
+def test_a_write_that_is_taken_ends_it_but_not_at_once_for_an_operator(
+    code: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    found = Refusals(clock)
+    for _ in range(3):
+        found.take(ReplyError(f"{code} no"), "set", AT)
+        found.taken("get")
+        found.taken("eval_renew")
+        assert found.full == code
+        found.taken("set")
+        assert found.full == ""
+        assert code in found.reason
+        found.look(AT)
+    assert events(capfd) == ["redis takes no writes"]
+    clock.now += refusals.FULL_SECONDS
+    found.look(AT)
+    assert found.reason == ""
+    assert events(capfd) == ["redis turns nothing down any more"]
+
+
+def test_a_right_that_is_missing_is_not_given_by_another_command() -> None:
+    found = Refusals(Clock())
+    found.take(ReplyError("NOPERM no permissions to run evalsha"), "eval_status", AT)
+    found.taken("set")
+    assert found.full == "NOPERM"

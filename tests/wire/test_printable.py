@@ -13,7 +13,7 @@ from vizora_rt.wire import messages, printable
 
 HIDDEN = [
     *map(chr, (0x00, 0x07, 0x1B, 0x0D, 0x09, 0x7F, 0x80, 0x85, 0x9B, 0x9D)),
-    *map(chr, (0x200B, 0x200E, 0x202E, 0x2028, 0x2066, 0xFEFF, 0xE0041)),
+    *map(chr, (0x200B, 0x200E, 0x202E, 0x2028, 0x2066, 0xFEFF, 0xE0041, 0x034F, 0x1160, 0x3164)),
 ]
 
 
@@ -71,6 +71,7 @@ class TestCell:
             ("\r=1", '"\'\\u000d=1"'),
             ("\n=1", '"\'\n=1"'),
             ("\uff1d1", '"\'\uff1d1"'),
+            ("\ufe66A1", '"\'\ufe66A1"'),
             ("a\x1b[2J", "a\\u001b[2J"),
             ("a\x9b", "a\\u009b"),
         ],

@@ -29,7 +29,8 @@ POLL_SECONDS: Final = 0.25
 AGAIN_SECONDS: Final = 1.0
 TIMEOUT_SECONDS: Final = 30.0
 STALE_MS: Final = 600_000
-"""What another reader of the group has not acknowledged for so long, it will not: it is taken over."""
+"""What another reader of the group has not acknowledged for so long, it will not: it is taken over. One that joins the
+phases of plays acknowledges the first of them when the other has come, or has not come in time: that is added."""
 PROGRESS_SECONDS: Final = 0.2
 
 TO_THE_END: Final = 2**62
@@ -74,6 +75,7 @@ class Streams:
     def __init__(self, line: Direct, keys: Sequence[bytes], options: Options) -> None:
         self.line = line
         self._group, self._consumer = options.group.encode(), options.consumer.encode()
+        self._fold = options.fold
         self._at: dict[bytes, bytes] = {}
         self._buffers: dict[bytes, deque[Entry]] = {key: deque() for key in keys}
         self._more = dict.fromkeys(keys, True)
@@ -91,10 +93,11 @@ class Streams:
         for reply in self.line.ask(makes):
             if isinstance(reply, ReplyError) and reply.code != "BUSYGROUP":
                 raise AwayError(f"{reply.code} {reply.message}")
+        stale = STALE_MS + (self._fold if self._fold < TO_THE_END else 0)
         cursors = dict.fromkeys(self._at, b"0-0")
         while cursors:
             claims = [
-                pack("XAUTOCLAIM", key, self._group, self._consumer, STALE_MS, cursor, "COUNT", PAGE, "JUSTID")
+                pack("XAUTOCLAIM", key, self._group, self._consumer, stale, cursor, "COUNT", PAGE, "JUSTID")
                 for key, cursor in cursors.items()
             ]
             replies = [_list(reply) for reply in self.line.ask(claims)]

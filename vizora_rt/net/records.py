@@ -45,18 +45,19 @@ class Fold:
     def feed(self, entries: Iterable[Entry], now: int) -> Iterator[tuple[Record, list[Entry]]]:
         """Lines and what they are made of. `now` is the time up to which all is read."""
         for entry in entries:
-            play_id = entry.fields["play_id"]
+            play_id = entry.fields.get("play_id", "")
             parts = self.held.get(play_id)
             if parts is None:
-                if entry.fields.get("first") == "0":
-                    # The other phase was recorded before: it went alone, or is older than what is read.
+                if entry.fields.get("first") == "0" or not play_id:
+                    # The other phase was recorded before: it went alone, or is older than what is read. Or an operator
+                    # has put something else into the stream.
                     yield fold([entry]), [entry]
                 else:
                     self.held[play_id] = [entry]
                 continue
             parts.append(entry)
             # The same phase again: a reader of the group had died before it acknowledged the entry.
-            if entry.fields["phase"] != parts[0].fields["phase"]:
+            if entry.fields.get("phase") != parts[0].fields.get("phase"):
                 del self.held[play_id]
                 yield fold(parts), parts
         while self.held:
@@ -69,7 +70,7 @@ class Fold:
 
 def fold(parts: Sequence[Entry]) -> Record:
     """The line of a play of which both phases, or one, are known, in whatever order they came."""
-    phases = {part.fields["phase"]: play_record(part) for part in parts}
+    phases = {part.fields.get("phase"): play_record(part) for part in parts}
     start, end = phases.get("start"), phases.get("end")
     record = dict(end or start or play_record(parts[0]))
     record["phase"] = "both" if start is not None and end is not None else record["phase"]

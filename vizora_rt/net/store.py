@@ -427,7 +427,7 @@ class Store:
     def _deliver(self, replies: list[object]) -> None:
         now = perf_counter_ns()
         self._silent = 0
-        waiting = self._waiting
+        waiting, refusals = self._waiting, self._refusals
         drop = UNASKED if len(replies) > len(waiting) else ""
         # Cut first: a callback may submit, and must not be given a reply to nothing.
         del replies[len(waiting) :]
@@ -435,11 +435,13 @@ class Store:
             operation, on_reply, at = waiting.popleft()
             if type(reply) is ReplyError:
                 operation.error.value += reply.code not in REDIRECTIONS
-                self._refusals.take(reply, operation.name, self.address)
+                refusals.take(reply, operation.name, self.address)
                 if reply.code in NOT_USABLE and reply.message != NOT_SERVED:
                     drop = f"the server answered {reply.code}"
             else:
                 operation.ok.value += 1
+                if refusals.waits:
+                    refusals.taken(operation.name)
             operation.timer.observe(now - at)
             if on_reply is not None:
                 try:

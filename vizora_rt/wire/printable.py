@@ -9,8 +9,8 @@ import re
 from typing import Final
 
 _HIDDEN: Final = (
-    r"\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    r"\U000e0000-\U000e007f"
+    r"\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f"
 )
 """Without the joiners U+200C and U+200D, which Persian and emoji need: they only join what is beside them."""
 
@@ -18,8 +18,8 @@ _UNSAFE: Final = re.compile(rf"[\x00-\x1f{_HIDDEN}\ud800-\udfff]")
 _UNSAFE_IN_JSON: Final = re.compile(rf"[{_HIDDEN}]")
 _UNSAFE_IN_CELL: Final = re.compile(rf"[\x00-\x09\x0b-\x1f{_HIDDEN}\ud800-\udfff]")
 """A line feed is part of a quoted cell (RFC 4180 section 2)."""
-_FORMULA: Final = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
-"""How OWASP says that a formula may begin, and the wide forms that Japanese spreadsheets take as well."""
+_FORMULA: Final = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20\ufe62\ufe63\ufe66\ufe6b]|[\t\r\n]")
+"""How OWASP says that a formula may begin, and the wide and small forms that East Asian spreadsheets take as well."""
 _QUOTED: Final = re.compile("[\"',;|\\s]")
 
 

@@ -58,9 +58,11 @@ Of these the innermost."""
 MAX_NESTED: Final = 3
 _COMPACT: Final = re.compile(r"((?:19|20)\d{6})(\d{6})?", re.ASCII)
 """A date, or a date and a time, in digits alone. As milliseconds it would be 1970, or past the year 2500."""
-_NUMBER: Final = re.compile(r"\+?(\d{1,30})(?:[.,](\d{1,30}))?(?:E\+?(\d{1,2}))?", re.ASCII | re.IGNORECASE)
+_NUMBER: Final = re.compile(
+    r"\+?(?P<whole>\d{1,30})(?:[.,](?P<part>\d{1,30}))?(?:E\+?(?P<power>\d{1,2}))?", re.ASCII | re.IGNORECASE
+)
 """Also as C and Java write one that is a double: 1.796050000123E12."""
-_DOTNET: Final = re.compile(r"\\?/Date\((\d{1,30})(?:[+-]\d{4})?\)\\?/", re.ASCII)
+_DOTNET: Final = re.compile(r"\\?/Date\((?P<whole>\d{1,30})(?:[+-]\d{4})?\)(?P<part>)(?P<power>)\\?/", re.ASCII)
 """Milliseconds, and an offset that says nothing new."""
 
 _USUAL: Final = (len("2026-11-30T14:00:06Z"), len("2026-11-30T14:00:06.123Z"), len("2026-11-30T14:00:06.123456Z"))
@@ -91,7 +93,7 @@ def milliseconds(value: Any) -> int | None:
     if compact is not None:
         text = f"{compact[1]}T{compact[2] or '00'}"
     elif number is not None:
-        whole, part, power = (*number.groups(), None, None)[:3]
+        whole, part, power = number["whole"], number["part"], number["power"]
         # A whole number is exact; nanoseconds are more than a float can hold.
         return _of_number(float(f"{whole}.{part or 0}E{power or 0}") if part or power else int(whole))
     named = 0
