@@ -241,6 +241,22 @@ def test_the_release_is_the_version_unless_it_is_given(sink: Sink) -> None:
     assert sink.of("event")[0]["release"] == metadata.version("vizora-rt")
 
 
+@pytest.mark.parametrize(
+    ("given", "release"),
+    [
+        ("1.0.0", "1.0.0"),
+        (" 1.0.0\n", "1.0.0"),
+        ("feature/x", "feature-x"),
+        ("a\\b\nc\td e", "a-b-c-d-e"),
+        ("v" * 300, "v" * 200),
+        ("ünï", "ünï"),
+        *((nothing, report.VERSION) for nothing in ("", " ", ".", "..")),
+    ],
+)
+def test_a_release_is_one_that_sentry_takes(given: str, release: str) -> None:
+    assert report.release(Config(sentry=config.Sentry(release=given))) == release
+
+
 @pytest.mark.parametrize("level", ["INFO", "ERROR"])
 def test_debugging_shows_what_the_sdk_says_at_any_level(sink: Sink, level: str) -> None:
     code = START + "fail(ValueError)\nreport.flush(5)"

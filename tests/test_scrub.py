@@ -141,6 +141,24 @@ def test_fields_named_like_secrets_are_removed_at_any_depth() -> None:
     assert scrub.clean(nested) == scrub.tree(nested) == gone
 
 
+def test_pairs_and_named_values_are_known_by_their_name() -> None:
+    """Headers as lists hold them, cookies and parameters as HAR does."""
+    value = {
+        "headers": [["Authorization", "opaque"], ["host", "h"], ["status", "ok"]],
+        "cookies": [],
+        "query": [{"name": "sig", "value": "opaque", "b": 2}, {"name": "b", "value": "2"}],
+        "nested": {"key": "password", "value": {"a": ["opaque"]}},
+    }
+    gone = {
+        "headers": [["Authorization", REMOVED], ["host", "h"], ["status", "ok"]],
+        "cookies": [],
+        "query": [{"name": "sig", "value": REMOVED, "b": 2}, {"name": "b", "value": "2"}],
+        "nested": {"key": "password", "value": REMOVED},
+    }
+    assert scrub.clean(value) == scrub.tree(value) == gone
+    assert scrub.tree({"headers": [("Cookie", "opaque")]}) == {"headers": [["Cookie", REMOVED]]}
+
+
 def test_names_of_fields_are_text_too() -> None:
     secret = f"https://h/a?token=opaque-{JWT}"
     assert scrub.clean({secret: 1}) == scrub.tree({secret: 1}) == {f"https://h/a?token={REMOVED}": REMOVED}

@@ -17,6 +17,7 @@ are tags.
 import asyncio
 import logging
 import random
+import re
 import sys
 import threading
 import time
@@ -59,6 +60,10 @@ BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupErro
 
 PASSING_NAMES = frozenset({"TimeoutError", "gaierror", "herror", "InvalidTokenError"})
 """The same, of modules that are not imported here: failures of DNS, tokens that are not valid."""
+
+MAX_RELEASE: Final = 200
+"""Characters, of Sentry."""
+_NOT_IN_A_RELEASE: Final = re.compile(r"[\s/\\\x00-\x1f\x7f]")
 
 TAGS: Final = frozenset(
     {"device_id", "organization_id", "user_id", "worker", "event", "message", "method", "path", "status", "reason",
@@ -290,6 +295,13 @@ def check(config: Config) -> None:
         raise ConfigError(f"sentry.dsn: {str(error).lower()}") from None
 
 
+def release(config: Config) -> str:
+    """The release that faults are filed under, as Sentry takes it: it drops one that holds a slash or a line break, is
+    longer than 200 characters, or is only dots. What it does not take becomes a hyphen."""
+    given = _NOT_IN_A_RELEASE.sub("-", config.sentry.release.strip())[:MAX_RELEASE]
+    return VERSION if given in ("", ".", "..") else given
+
+
 def start_sentry(config: Config, process: str) -> bool:
     """Switch Sentry on for this process, if there is a DSN. Costs 7 MiB, so it is not done without one. Called again
     with other settings, these take the place of those before.
@@ -316,7 +328,7 @@ def start_sentry(config: Config, process: str) -> bool:
         warnings.filterwarnings("ignore", "Transaction-based profiling is deprecated", DeprecationWarning)
         sentry_sdk.init(
             dsn=config.sentry.dsn,
-            release=config.sentry.release or VERSION,
+            release=release(config),
             environment=config.environment,
             transport=_Transport,
             traces_sample_rate=config.sentry.traces_sample_rate,

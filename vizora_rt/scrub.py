@@ -7,8 +7,8 @@ either; the log, which stays on the machine, does.
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from vizora_rt.config import Config
@@ -19,6 +19,9 @@ MAX_TEXT = 2048
 """Characters of one value. An id has 128 and a message of a fault a few hundred: more is somebody filling the disk."""
 
 MAX_DEPTH = 6
+
+NAMING = ("name", "key", "id", "header", "field")
+"""Keys of a mapping whose value is the name of what stands beside it under `value`."""
 
 _LOCAL_PART = re.compile(r"[^\s\"'`<>()\[\]{},;:=&?/|\\]++")
 _EC2 = re.compile(r"(?<![\w-])ip(?:-\d{1,3}){4}(?![\w-])")
@@ -109,7 +112,9 @@ def clean(value: object, key: str = "", depth: int = MAX_DEPTH) -> Any:
     if isinstance(value, Mapping) and secret:
         return REMOVED
     if isinstance(value, Mapping):
-        return {bounded(str(k), MAX_TEXT): clean(v, str(k), depth - 1) for k, v in value.items()}
+        return {bounded(str(k), MAX_TEXT): clean(v, _name(value, k), depth - 1) for k, v in value.items()}
+    if _is_pair(value):
+        return [clean(value[0], key, depth - 1), clean(value[1], value[0], depth - 1)]
     if isinstance(value, list | tuple | set | frozenset):
         return [clean(item, key, depth - 1) for item in value]
     text = value if isinstance(value, str) else repr(value) if isinstance(value, bytes) else str(value)
@@ -129,7 +134,9 @@ def tree(value: Any, key: str = "") -> Any:
     """`value` for Sentry: scrubbed at any depth and otherwise as it is: `clean` would shorten a stack trace."""
     secret = secret_name(key)
     if isinstance(value, dict):
-        return REMOVED if secret and value else {_key(k): tree(v, str(k)) for k, v in value.items()}
+        return REMOVED if secret and value else {_key(k): tree(v, _name(value, k)) for k, v in value.items()}
+    if _is_pair(value):
+        return [tree(value[0], key), tree(value[1], value[0])]
     if isinstance(value, list | tuple):
         return [tree(item, key) for item in value]
     if isinstance(value, str):
@@ -139,3 +146,14 @@ def tree(value: Any, key: str = "") -> Any:
 
 def _key(key: object) -> object:
     return scrub_for_others(key) if isinstance(key, str) else key
+
+
+def _name(mapping: Mapping[Any, Any], key: object) -> str:
+    """What the value under `key` is called. Of `{"name": "cookie", "value": ...}` it is a value itself."""
+    named = (mapping.get(each) for each in NAMING) if key == "value" else ()
+    return next((name for name in named if isinstance(name, str) and secret_name(name)), str(key))
+
+
+def _is_pair(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether it is a secret-like name and its value, as lists of headers hold them."""
+    return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str) and secret_name(value[0])
