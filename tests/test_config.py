@@ -176,6 +176,33 @@ class TestAliases:
 
 class TestRefusals:
     @pytest.mark.parametrize(
+        "name", ["DEVICE_JWT_SECRET", "JWT_SECRET", "METRICS_TOKEN", "REDIS_URL", "CORS_ORIGIN", "VIZORA_SERVER__HOST"]
+    )
+    def test_a_variable_that_is_not_utf_8(self, name: str) -> None:
+        """Latin-1, as Python gives it; it came as far as the boot message of a worker, and ended the supervisor."""
+        with pytest.raises(ConfigError, match=rf"^environment: {name}: not UTF-8$"):
+            config.load(None, {name: b"p\xe4ssword-and-more".decode("utf-8", "surrogateescape")})
+
+    @pytest.mark.parametrize("name", ["VIZORA_STATE_DIR", "STATE_DIRECTORY", "HOME"])
+    def test_a_state_directory_that_is_not_utf_8(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=r"^the state directory: not UTF-8$"):
+            config.load(None, {name: "/var/\udce4"})
+
+    def test_a_state_directory_that_is_none(self, tmp_path: Path) -> None:
+        file, link = tmp_path / "file", tmp_path / "link"
+        file.write_text("")
+        link.symlink_to(tmp_path / "nowhere")
+        for place, complaint in (
+            (file, f"{file} is no directory: a file"),
+            (link, f"{link} is no directory: a link that leads nowhere"),
+            (file / "below", f"{file}/below cannot be made: Not a directory"),
+            (Path("/proc/none"), "/proc/none cannot be made: No such file or directory"),
+        ):
+            with pytest.raises(ConfigError) as raised:
+                config.with_secrets(config.load(None, {"VIZORA_ENV": "development", "VIZORA_STATE_DIR": str(place)}))
+            assert str(raised.value) == f"the state directory {complaint}"
+
+    @pytest.mark.parametrize(
         ("text", "line"),
         [
             ("[nope]\na = 1", "config.toml:1: unknown section or key `nope`"),
@@ -478,11 +505,6 @@ class TestDevelopmentSecrets:
         with pytest.raises(ConfigError) as caught:
             config.with_secrets(self.development(tmp_path))
         assert str(caught.value) == f"{file}: {line}"
-
-    def test_no_place_for_them(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        with pytest.raises(ConfigError, match=r"file/secrets\.json: (Not a directory|File exists)$"):
-            config.with_secrets(self.development(tmp_path / "file"))
 
 
 class TestReload:

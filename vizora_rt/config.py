@@ -246,6 +246,7 @@ def load(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
         tables.get(section, {}).pop(key, None)
     tables["environment"] = _environment(local, environ)
     tables["state_dir"] = str(state_dir(env))
+    _check_utf8("the state directory", tables["state_dir"])
     try:
         config = msgspec.convert(tables, Config)
     except msgspec.ValidationError as error:
@@ -353,6 +354,11 @@ def _development_secrets(file: Path) -> dict[str, str]:
     """Those of `file`, which is made when it is not there. Two processes that start at once get the same ones."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"the state directory {file.parent} is no directory: {_kind(file.parent)}") from None
+    except OSError as error:
+        raise ConfigError(f"the state directory {file.parent} cannot be made: {error.strerror}") from None
+    try:
         if not file.exists():
             # Readable by the owner only, and complete when it appears under its name.
             with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8") as temporary:
@@ -370,6 +376,11 @@ def _development_secrets(file: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in DEVELOPMENT_SECRETS):
         raise ConfigError(f"{file}: must hold {', '.join(DEVELOPMENT_SECRETS)}; remove it to have it made again")
     return found
+
+
+def _kind(path: Path) -> str:
+    """What stands where a directory should."""
+    return "a link that leads nowhere" if path.is_symlink() and not path.exists() else "a file"
 
 
 def _read(file: Path | None) -> tuple[str, dict[str, Any]]:
@@ -419,6 +430,12 @@ def _from_environment(environ: Mapping[str, str], source: str) -> list[tuple[str
     return found
 
 
+def _check_utf8(name: str, value: str) -> None:
+    """Raises ConfigError for bytes of another encoding, which Python shows as lone surrogates (PEP 383)."""
+    if not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
+        raise ConfigError(f"{name}: not UTF-8")
+
+
 def _fields(section: str) -> dict[str, Any]:
     struct = type(getattr(Config(), section))
     return {field.name: field.type for field in msgspec.structs.fields(struct)}
@@ -426,6 +443,7 @@ def _fields(section: str) -> dict[str, Any]:
 
 def _typed(name: str, section: str, key: str, value: str) -> Any:
     """`value` as the type of its key; the message never shows the value, it may be a secret."""
+    _check_utf8(name, value)
     kind = _fields(section)[key]
     raw: Any = tuple(part.strip() for part in value.split(",") if part.strip()) if key in LISTS else value
     try:

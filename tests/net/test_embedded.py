@@ -401,6 +401,19 @@ class TestRuntimeDirectory:
         plain.rmdir()
         runtime_directory(tmp_path / "other", {}).rmdir()
 
+    @pytest.mark.parametrize("relative", ["run", "./run", "../run", ""])
+    def test_a_path_that_is_not_absolute_is_passed_over(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Begin, relative: str
+    ) -> None:
+        """It would be one directory for the service and another for the store, which runs elsewhere."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "run").mkdir()
+        monkeypatch.setenv("RUNTIME_DIRECTORY", relative)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", relative)
+        store = begin(tmp_path / "state")
+        assert Path(Address.parse(store.url).path).parent.parent == Path("/tmp")
+        probe(store.url, 5.0)
+
     def test_a_long_path_is_passed_over(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Begin) -> None:
         long = tmp_path / ("x" * 100)
         long.mkdir()

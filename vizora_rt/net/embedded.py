@@ -297,7 +297,7 @@ def runtime_directory(state_dir: Path, environ: dict[str, str]) -> Path:
     digest = hashlib.blake2b(os.fsencode(state_dir), digest_size=6).hexdigest()
     name = f"vizora-{os.geteuid()}-{digest}"
     bases = (environ.get("RUNTIME_DIRECTORY", "").split(":")[0], environ.get("XDG_RUNTIME_DIR", ""), SHARED)
-    paths = [path for base in bases if base and _safe(base) and _fits(path := Path(base, name))]
+    paths = [path for base in bases if _safe(base) and _fits(path := Path(base, name))]
     for path in paths:
         if _private(path, make=True):
             return path
@@ -321,7 +321,12 @@ def _fits(path: Path) -> bool:
 
 
 def _safe(base: str) -> bool:
-    """Whether a directory that this user makes in `base` stays where it is: nobody else may rename it."""
+    """Whether a directory that this user makes in `base` stays where it is: nobody else may rename it.
+
+    A path that is not absolute is no place at all (XDG Base Directory Specification): Valkey runs in another directory.
+    """
+    if not base.startswith("/"):
+        return False
     try:
         found = Path(base).stat()
     except OSError:
