@@ -558,7 +558,7 @@ class TestConnected:
 
     async def test_a_day_of_plays_at_once(self, start: Start) -> None:
         """What a player kept while it was offline comes in one piece, far over its rate. Each play is acked, once."""
-        node = await start(limits={"messages_per_minute": 60_000})
+        node = await start(limits={"messages_per_minute": 12_000})
         await until(lambda: node.gateway.plays.partitions)
         player = await Player.dial(node, device_token("lobby"))
         node.gateway.state.devices["lobby"].arrival = time.perf_counter() + 2 * 60  # its bucket is empty
@@ -571,6 +571,16 @@ class TestConnected:
         assert all(json.loads(ack[ack.index("[") :])[0]["success"] for ack in acks)
         assert node.counter("limits_exceeded_total", "messages_per_minute") > 1
         assert node.counter("ws_messages_total", "content:impression", "refused") == 0
+
+    async def test_a_day_of_plays_is_acked_without_a_wait(self, start: Start) -> None:
+        """With the rate as it is shipped: a player waits 10 s for an ack, then it sends the play again."""
+        node = await start()
+        await until(lambda: node.gateway.plays.partitions)
+        player = await Player.dial(node, device_token("lobby"))
+        await player.send(*(f'42{n}["content:impression",{{"contentId":"c","timestamp":{n}}}]' for n in range(1040)))
+        acks = [await player.next() for _ in range(1040)]
+        assert all(json.loads(ack[ack.index("[") :])[0]["success"] for ack in acks)
+        assert node.counter("limits_exceeded_total", "messages_per_minute") == 0
 
     @pytest.mark.parametrize("cause", ["restarting", "superseded", "flood"])
     async def test_what_is_stored_is_acked_before_the_end(self, start: Start, cause: str) -> None:

@@ -65,13 +65,15 @@ class Event:
     """One row of the table: the payload's schema and who handles it.
 
     `viewer` handles it for dashboards, given the `Watch` of the sender; without it, it is nothing that they may send.
-    `parts` says of its data, before that is validated, how many plays are in it: the rate limit counts them.
+    `cost` is as how much of a message it counts against the rate. With `parts`, which says of its data, before that is
+    validated, how many plays are in it, it counts as one message at least, and more with its plays.
     """
 
     schema: type[Any]
     handler: Handler
     viewer: Callable[[Any, Any, int], Outcome] | None = None
     parts: Callable[[Any], int] | None = None
+    cost: float = 1.0
 
 
 def behind(sent_at: str | float | None, now: int) -> int | None:

@@ -145,7 +145,7 @@ class Dispatcher:
             self._misplaced(connection, payload, counted, decoded, started)
             return
         parts = counted.event.parts
-        wait = self._rate.take(device, started / 1e9, 1.0 if parts is None else self._cost(parts(data)))
+        wait = self._rate.take(device, started / 1e9, counted.event.cost if parts is None else self._cost(parts(data)))
         if wait:
             self._hold(connection, payload, wait)
             return
