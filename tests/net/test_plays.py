@@ -777,6 +777,22 @@ class TestPlaysOf:
         assert list(found["days"].values()) == [3]
         assert service.get("/devices/asked/plays")[0] == 401
 
+    async def test_what_the_release_before_has_recorded(self, service: Service) -> None:
+        """Plays 1 to 20 with both phases but 5 to 7, which are missing; then the player goes on."""
+        now, key = int(time.time() * 1000), {"x-internal-api-key": "i" * 32}
+        seen = plays.seen_key(b"upgraded", 16)
+        redis(service, ("HSET", seen, "b:b", f"{now} 0 20 3:13,0:3,3:4", "missing", 3, f"d:{now // 86_400_000}", 17))
+        status, body = service.get("/devices/upgraded/plays", key)
+        assert status == 200
+        (boot,) = json.loads(body)["boots"]
+        assert (boot["watermark"], boot["newest"], boot["holes"], boot["missing"]) == (4, 20, [[5, 7]], 3)
+        async with screen(service, "upgraded") as it:
+            batch = {"boot": "b", "plays": [play(number) for number in (4, 6, 20, 21)]}
+            ack = await it.taken("content:impressions", batch)
+        assert ack == {"watermark": 4, "accepted": 2, "duplicates": 2, "missing": [[5, 5], [7, 7]]}
+        (boot,) = json.loads(service.get("/devices/upgraded/plays", key)[1])["boots"]
+        assert (boot["watermark"], boot["newest"], boot["missing"]) == (4, 21, 2)
+
     async def test_redis_away(self, bench: Bench) -> None:
         await bench.store.close(1)
         assert await plays_of(bench.store, "lobby", 16) is None
