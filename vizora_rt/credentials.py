@@ -46,7 +46,7 @@ _PAIR = re.compile(
     (?<![\w$.-])
     (?P<name>
         (?:(?:api|access|secret|private|signing|account|shared|session|pass)\ )?
-        (?:[\w$.]++|-(?!>)|\\{1,8}(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}))++ (?:\[[\w.-]{0,64}+\]){0,4}+
+        [\w$.-]++ (?:\\{1,8}(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})[\w$.-]*+){0,8}+ (?:\[[\w.-]{0,64}+\]){0,4}+
     )
     (?P<close>\\{0,8}["'`]?)
     (?P<between>
@@ -76,7 +76,7 @@ _PLAIN = {"n": "\n", "r": "\r", "t": "\t", "b": " ", "f": " "}
 
 _NAMED = re.compile(
     r"""
-    \b(?:name|key|id|header|field)["']?\s{0,4}+[=:]\s{0,4}+["'](?P<name>[\w.$\[\]-]{1,64}+)["']
+    \b(?:name|key|id|header|field)["']?\s{0,4}+[=:]\s{0,4}+["'](?P<name>[\w.$\[\]\\-]{1,64}+)["']
     (?:
         \s{0,16}+,?\s{0,16}+["']?value["']?\s{0,4}+[=:]\s{0,4}+(?=["'])
         | [^\r\n]{0,256}+(?:\r?\n[^\r\n]{1,256}+){0,4}+\r?\n\r?\n
@@ -88,7 +88,7 @@ _NAMED = re.compile(
 _NAMED_AFTER = re.compile(
     r"""
     (\bvalue["']?\s{0,4}+[=:]\s{0,4}+)(?:"[^"]*+"|'[^']*+')
-    (\s{0,16}+,?\s{0,16}+["']?(?:name|key|id|header|field)["']?\s{0,4}+[=:]\s{0,4}+["'])(?P<name>[\w.$\[\]-]{1,64}+)
+    (\s{0,16}+,?\s{0,16}+["']?(?:name|key|id|header|field)["']?\s{0,4}+[=:]\s{0,4}+["'])(?P<name>[\w.$\[\]\\-]{1,64}+)
     """,
     re.VERBOSE,
 )
@@ -191,8 +191,8 @@ def _character(escape: re.Match[str]) -> str:
 def _is_pair(text: str, match: re.Match[str]) -> bool:
     """Whether it is a secret-like name with something that belongs to it."""
     start, name, between, close = match.start(), match["name"], match["between"], match["close"]
-    if between == ">" and text[start - 1 : start] != "<":
-        return False
+    if between == ">" and text[start - 1 : start] != "<" and not name.endswith("-"):
+        return False  # neither an element nor `password->`
     if between.isspace() and (close or not name.startswith("--")):
         return False  # two words
     if between.lstrip().startswith(",") and not close:
@@ -206,7 +206,7 @@ def _end(text: str, match: re.Match[str]) -> int:
     """Where the value ends that begins behind `match`."""
     at, between, name = match.end(), match["between"], match["name"].lower()
     line = ":" in between and not match["close"]
-    if between == ">":
+    if between == ">" and not name.endswith("-"):
         return _match(_ELEMENT, text, at)
     if line and text[at : at + 1] in ("|", ">") and (block := _BLOCK.match(text, at)):
         return block.end()

@@ -20,6 +20,8 @@ MAX_TEXT = 2048
 
 MAX_DEPTH = 6
 
+MAX_WORD = 20
+
 NAMING = ("name", "key", "id", "header", "field")
 """Keys of a mapping whose value is the name of what stands beside it under `value`."""
 
@@ -112,7 +114,10 @@ def clean(value: object, key: str = "", depth: int = MAX_DEPTH) -> Any:
     if isinstance(value, Mapping) and secret:
         return REMOVED
     if isinstance(value, Mapping):
-        return {bounded(str(k), MAX_TEXT): clean(v, _name(value, k), depth - 1) for k, v in value.items()}
+        return {
+            str(k) if _is_word(str(k)) else bounded(str(k), MAX_TEXT): clean(v, _name(value, k), depth - 1)
+            for k, v in value.items()
+        }
     if _is_pair(value):
         return [clean(value[0], key, depth - 1), clean(value[1], value[0], depth - 1)]
     if isinstance(value, list | tuple | set | frozenset):
@@ -134,7 +139,13 @@ def tree(value: Any, key: str = "") -> Any:
     """`value` for Sentry: scrubbed at any depth and otherwise as it is: `clean` would shorten a stack trace."""
     secret = secret_name(key)
     if isinstance(value, dict):
-        return REMOVED if secret and value else {_key(k): tree(v, _name(value, k)) for k, v in value.items()}
+        return (
+            REMOVED
+            if secret and value
+            else {
+                k if _is_word(str(k)) else scrub_for_others(str(k)): tree(v, _name(value, k)) for k, v in value.items()
+            }
+        )
     if _is_pair(value):
         return [tree(value[0], key), tree(value[1], value[0])]
     if isinstance(value, list | tuple):
@@ -144,8 +155,9 @@ def tree(value: Any, key: str = "") -> Any:
     return REMOVED if secret and isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _key(key: object) -> object:
-    return scrub_for_others(key) if isinstance(key, str) else key
+def _is_word(key: str) -> bool:
+    """Whether a key of a mapping is a word, and need not be looked at: no key of a service is that short."""
+    return len(key) <= MAX_WORD and key.isidentifier()
 
 
 def _name(mapping: Mapping[Any, Any], key: object) -> str:

@@ -301,7 +301,9 @@ def runtime_directory(state_dir: Path, environ: dict[str, str]) -> Path:
     for path in paths:
         if _private(path, make=True):
             return path
-        log.warning("runtime directory not used: it is another user's, or open to others", path=str(path))
+        log.warning(
+            "runtime directory not used: it cannot be made, is another user's, or is open to others", path=str(path)
+        )
     # The one that the store had last time, should it have been none of these.
     left = _left_behind(state_dir / "store")
     if left is not None and Path(left.path).name == SOCKET and _private(Path(left.path).parent, make=False):
