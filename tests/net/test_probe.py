@@ -36,6 +36,9 @@ def refused(url: str) -> str:
     return line
 
 
+_OTHERS = " ".join(f"~{pattern}" for pattern in (*keyspace.REVOKED, *keyspace.SESSIONS))
+
+
 GOOD = Report("Redis can be reached and used")
 
 
@@ -44,6 +47,23 @@ def test_the_user_of_the_list_is_enough(server: Server, database: int) -> None:
     assert probe(f"{allow(server, *keyspace.acl(cluster=False, readers=False))}/{database}", 5.0) == GOOD
     assert server.tell("DBSIZE") == 0
     assert server.tell("ACL", "LOG") == []
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ("-@all", "+@all", "allkeys", "allchannels"),
+        ("+@all", "-@admin", "-@dangerous", "+info", "~*", "&*"),
+        ("+@all", "-script", "+script|load", "~*", "&*"),
+        ("+@all", "-@transaction", "-@keyspace", "+@all", "~*", "resetchannels", "&vz:*"),
+        ("(+@all allkeys allchannels)",),
+        ("+@all", "~*", "resetchannels", "(+@pubsub allchannels)"),
+        ("+@all", "allchannels", "~vz:*", f"(+@all {_OTHERS})"),
+    ],
+    ids=" ".join,
+)
+def test_a_user_that_may_do_all_of_it_in_another_way(server: Server, rules: tuple[str, ...]) -> None:
+    assert probe(allow(server, *rules), 5.0) == GOOD
 
 
 @pytest.mark.parametrize("name", sorted({*keyspace.commands(cluster=False)}))
@@ -71,6 +91,10 @@ def test_each_key_pattern_that_is_denied_is_named(server: Server, pattern: str) 
         (("+@read", "+@connection", "~*", "allchannels"), "permission for commands SET, EXPIRE, HDEL"),
         (("+@all", "-@scripting", "~*", "allchannels"), "permission for commands EVAL, EVALSHA, SCRIPT|LOAD."),
         (("-@all",), "permission for commands PING, SET, EXISTS"),
+        (("+@all", "-@connection", "~*", "allchannels"), "permission for commands PING."),
+        (("+@all", "%W~*", "allchannels"), "permission for keys vz:*, user_revoked:*, pwd_changed:*."),
+        (("+@all", "~vz:*", "allchannels", f"(+@read {_OTHERS})"), "permission for keys revoked_token:*."),
+        (("(+@all ~vz:*)", f"(+@all {_OTHERS})", "allchannels"), "permission for channels vz:*."),
         (("+@all", "-xadd", "~*", "resetchannels"), "permission for commands XADD; permission for channels vz:*."),
     ],
 )

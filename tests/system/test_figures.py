@@ -1,6 +1,8 @@
 """Whether the figures of devices and organisations are true: real processes, while screens move and workers end."""
 
 import asyncio
+import http.client
+import json
 import os
 import re
 import signal
@@ -11,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.net.peers import SECRETS, Client, dial_device
-from tests.service import Service, until
+from tests.service import PATIENCE, Service, until
 from tests.system.test_metrics import Samples, fallen, samples, scrape
 from vizora_rt.metrics import PREFIX
+
+API_KEY = "internal-w7Kp2Zr9Tn4Xb6"
 
 ENV = {
     **SECRETS,
@@ -130,13 +134,24 @@ async def test_heartbeats_are_exact_when_a_screen_moves_between_workers(services
 
 
 @asynccontextmanager
-async def screens(port: int, count: int) -> AsyncIterator[list[Client]]:
-    clients = [await dial_device(port, f"lobby-{number}") for number in range(count)]
+async def screens(port: int, count: int, first: int = 0) -> AsyncIterator[list[Client]]:
+    clients = [await dial_device(port, f"lobby-{number}") for number in range(first, first + count)]
     try:
         yield clients
     finally:
         for client in clients:
             await client.leave()
+
+
+def call(service: Service, method: str, path: str, body: object = None) -> int:
+    """A call of the control API; the status that it is answered with."""
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE)
+    try:
+        text = None if body is None else json.dumps(body)
+        connection.request(method, path, text, {"X-Internal-Api-Key": API_KEY, "Content-Type": "application/json"})
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 async def test_a_killed_worker_loses_no_heartbeat_of_a_second_ago_and_its_screens_are_gone(services: Start) -> None:
@@ -192,7 +207,10 @@ async def test_no_figure_is_wrong_while_workers_are_replaced(services: Start) ->
     async def watch() -> None:
         before = samples(await asyncio.to_thread(scrape, service))
         while not over.is_set():
-            now = samples(await asyncio.to_thread(scrape, service))
+            try:
+                now = samples(await asyncio.to_thread(scrape, service))
+            except ConnectionError:
+                continue  # the worker that took the scrape was killed
             wrong.extend((what, 0.0) for what in fallen(before, now))
             for (name, _), value in now.items():
                 true = {"redis_up": value == 1, "ws_connections_limit": value <= 200, "device_status": value in (0, 1)}
@@ -234,6 +252,50 @@ async def test_screens_that_move_to_another_node_are_counted_once(services: Star
             # A says nothing of screens that are elsewhere, and still has what it counted.
             only_a = await asyncio.to_thread(scrape, a)
             assert only_a.count(f"{PREFIX}heartbeat_total{{") == 10
+
+
+async def test_whatever_ends_a_connection_both_figures_count_the_same_set(services: Start) -> None:
+    """Erased, revoked, superseded, suspended and resumed; what was connected is what is open and what has ended."""
+    (service,) = services(INTERNAL_API_SECRET=API_KEY)
+
+    async def count(online: int, connected: int) -> None:
+        figures = await eventually(lambda figures: figures.online == [online, online], service)
+        assert figures.connections == [connected, connected - online, online]
+
+    async with screens(service.port, 5):
+        await count(5, 5)
+        assert await asyncio.to_thread(call, service, "DELETE", "/devices/lobby-0") == 200
+        await count(4, 5)
+        revoked = {"deviceId": "lobby-1", "reason": "stolen"}
+        assert await asyncio.to_thread(call, service, "POST", "/internal/device-revoked", revoked) == 200
+        await count(3, 5)
+        async with screens(service.port, 5, first=2):
+            await count(5, 10)
+            for state, online in (("suspended", 5), ("resumed", 5)):
+                entitlement = {"organizationId": "acme", "state": state}
+                assert (
+                    await asyncio.to_thread(call, service, "POST", "/internal/tenant-entitlement", entitlement) == 200
+                )
+                await count(online, 10)
+    await count(0, 10)
+
+
+async def test_heartbeats_are_exact_over_kills_one_after_another(services: Start) -> None:
+    """Each time a screen comes and beats, and all workers are killed once its beats are told."""
+    (service,) = services()
+    for number in range(3):
+        client = await dial_device(service.port, "lobby")
+        for _ in range(20):
+            assert (await client.heartbeat())["success"]
+        sent = 20 * (number + 1)
+        assert (await read(service)).total("heartbeat_total", device_id="lobby") == sent
+        pids = service.workers()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(service.wait, "worker ready", 2 * (number + 2))
+        figures = await eventually(lambda figures: figures.online == [0, 0], service)
+        assert figures.total("heartbeat_total", device_id="lobby") == sent
+        assert figures.connections == [number + 1, number + 1, 0]
 
 
 async def test_all_screens_offline_is_zero_before_they_are_told_offline(services: Start) -> None:
