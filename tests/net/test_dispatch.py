@@ -392,16 +392,18 @@ class TestFloods:
     @pytest.mark.parametrize(
         "flood", [frame(0x2, b"x" * 60_000), frame(0x1, b"x"), frame(0xA)], ids=["long", "short", "pongs"]
     )
-    async def test_who_goes_on_behind_the_close_frame_is_cut(self, opened: Open, flood: bytes) -> None:
+    async def test_who_goes_on_behind_the_close_frame_is_not_read(self, opened: Open, flood: bytes) -> None:
         node = await opened(limits={"packets_per_minute": 60})
         wire = await Wire.open(node.port)
         await wire.send(upgrade(device_token("screen-1")) + frame(0x2, b"x"))
         assert (await wire.response())[0] == 101
         wire.writer.write(flood * (4_000_000 // len(flood)))
         await until(lambda: node.counter("limits_exceeded_total", "packets_per_minute") == 1)
+        assert (await wire.message())["event"] == "config"
+        assert await wire.close_code() == 1003
+        await wire.close()
         await until(lambda: not node.gateway.connections)
         assert node.counter("ws_disconnects_total", "binary_frame") == 1
-        await wire.close()
 
     async def test_what_players_send_is_no_flood(self, node: Node, screen: Client) -> None:
         """A picture in fragments, and a reconnect with a hundred commands to be acked."""

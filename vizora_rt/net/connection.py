@@ -102,6 +102,7 @@ class Connection(BoundedReader):
         "_stopped",
         "_storing",
         "_terms",
+        "_unread",
         "_waits",
         "_watched",
         "acks_deliveries",
@@ -149,6 +150,8 @@ class Connection(BoundedReader):
         """Whether no more messages are taken, for now or for good."""
         self._waits = False
         """Whether that is because the client is over its rate."""
+        self._unread = False
+        """Whether it is not read any more until its closing handshake is given up."""
         self._kept: Held | None = None
         self._packets = 0.0
         """The theoretical arrival time of its packets that carry no event (app/limits.py)."""
@@ -296,7 +299,7 @@ class Connection(BoundedReader):
         transport = self.transport
         if transport is None or self._stalled or self._leaving is not None or transport.is_closing():
             return
-        if self._ending and self.session.closed_by is TOO_MANY_MESSAGES:
+        if self._unread or (self._ending and self.session.closed_by is TOO_MANY_MESSAGES):
             return
         room = not self._kept or self._kept.room
         if (self._kept and not self._waits) or (self.session.pending and room):
@@ -325,9 +328,11 @@ class Connection(BoundedReader):
             if session.state == OPEN:
                 terms.over_packets.value += 1
                 self.close(TOO_MANY_MESSAGES)
-            elif not session.ended and self.transport is not None and not self.transport.is_closing():
+            elif not session.ended and not self._unread and self.transport is not None:
+                # Not cut yet: a reset would take the close frame away from a client that is about to read it.
                 terms.over_packets.value += 1
-                self.abort()
+                self._unread = True
+                self.transport.pause_reading()
         else:
             self._packets = max(self._packets, now) + packets * rate.interval
 
