@@ -231,3 +231,25 @@ class TestDemo:
             until(lambda: (gateway.metric('vizora_realtime_ws_messages_total{type="heartbeat",result="ok"}') or 0) >= 7)
             assert gateway.stop() == 0
             assert not any("Traceback" in line for line in gateway.lines)
+
+
+async def test_a_password_that_changes_while_it_runs_is_named_until_it_is_right_again(tmp_path: Path) -> None:
+    with Valkeys(tmp_path) as valkeys:
+        server = valkeys.server("changed", "--save", "")
+        server.tell("ACL", "SETUSER", "me", "on", ">one", "+@all", "~*", "&*")
+        url = f"redis://me:one@127.0.0.1:{server.port}"
+        with Service(tmp_path, {**SECRETS, "REDIS_URL": url}, workers=1) as running:
+            running.start()
+
+            def redis() -> dict[str, object]:
+                found: dict[str, object] = json.loads(running.get("/health")[1])["dependencies"]["redis"]
+                return found
+
+            server.tell("ACL", "SETUSER", "me", "resetpass", ">two")
+            server.tell("CLIENT", "KILL", "USER", "me")
+            until(lambda: "wrong user or password (AUTH was answered WRONGPASS" in str(redis().get("reason")))
+            assert running.get("/health/ready")[0] == 200
+            assert any("WRONGPASS" in line for line in running.lines), "the log says it too"
+            server.tell("ACL", "SETUSER", "me", ">one")
+            until(lambda: redis()["status"] == "up")
+            assert running.stop() == 0
