@@ -20,6 +20,7 @@ NAMES: Final = (
     "api_key", "apikey", "x-internal-api-key", "ApiKey", "AWSAccessKeyId", "Signature", "sig", "signature",
     "X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "X-Goog-Signature", "X-Goog-Credential",
     "Key-Pair-Id", "AccountKey", "SharedAccessKey", "private_key", "privateKey", "credentials", "auth", "x-sig",
+    "InstrumentationKey",
     "Ocp-Apim-Subscription-Key", "x-functions-key", "CloudFront-Policy", "remember_me", "auth_key", "Kennwort",
     "contraseña", "hmac", "otp", "csrf_token", "jwt", "sentry_dsn", "user[password]", "OSSAccessKeyId", "hdnts", "sas",
 )  # fmt: skip
@@ -133,6 +134,9 @@ def test_any_word(syntax: str, name: str, before: str, after: str) -> None:
         ('{"password": "a\\"b,}", "b": 2}', f'{{"password": {REMOVED}, "b": 2}}'),
         ('{"pin": 1234, "b": 2}', f'{{"pin": {REMOVED}, "b": 2}}'),
         ('{"credentials": {"user": "u", "more": ["]"]}, "b": 2}', f'{{"credentials": {REMOVED}, "b": 2}}'),
+        ("Server=h;Pwd={a;b}c;Port=1", f"Server=h;Pwd={REMOVED};Port=1"),
+        ("{a: 1, pin: {b: 2}}", f"{{a: 1, pin: {REMOVED}"),
+        ("Auth(pin={1: 2}, b=3)", f"Auth(pin={REMOVED}, b=3)"),
         ("secret key: x\nnext", f"secret key: {REMOVED}\nnext"),
         ('{"name": "pin", "value": "1", "b": 2}', f'{{"name": "pin", {REMOVED}: {REMOVED}, "b": 2}}'),
         (

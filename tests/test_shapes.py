@@ -51,6 +51,7 @@ def test_private_keys(text: str) -> None:
         f"eyJhbGciOiJkaXIifQ..AxY8DCtDaGlsbGljb3RoZQ.KDlT{MARK}.aaaa",
         f"GET /ws/token/{MARK}/a",
         f"POST /reset-password/{MARK}?x=1",
+        f"GET /api/v1/reset/{MARK}",
         f"Sec-WebSocket-Protocol: bearer, {MARK}",
         f"Sec-WebSocket-Protocol: vizora.v1, bearer.{MARK}",
         f'Digest username="u", realm="r", response="{MARK}"',

@@ -20,7 +20,7 @@ STRONG: Final = (
     "keypairid", "accessid", "sessionid", "sessionkey", "sessid", "jwt", "bearer", "csrf", "xsrf", "hmac", "dsn",
     "connectionstring", "assertion", "samlre", "authcode", "accesscode", "verificationcode", "oauth", "imagedata",
     "authkey", "subscriptionkey", "functionskey", "functionkey", "consumerkey", "storagekey", "hostkey", "clientkey",
-    "licensekey", "rememberme", "cloudfront", "kennwort", "contrase", "motdepasse",
+    "licensekey", "instrumentationkey", "rememberme", "cloudfront", "kennwort", "contrase", "motdepasse",
 )  # fmt: skip
 """What makes a name secret-like wherever it stands in it, hyphens, underscores and capitals aside."""
 
@@ -216,7 +216,10 @@ def _end(text: str, match: re.Match[str]) -> int:
         return _match(_LIST, text, at)
     if text[at : at + 1] in ("{", "[", "("):
         end = _end_of_brackets(text, at)
-        return _match(_LINE, text, end) if line else end
+        if line:
+            return _match(_LINE, text, end)
+        # Connection strings write `;` within braces: `Pwd={a;b}`, and a brace may be part of a password.
+        return end if text[end : end + 1] in (",", "}", "]", ")") else _match(_WORD, text, end)
     if line or "authoriz" in name or "cookie" in name:
         return _match(_LINE, text, at)
     if between.isspace():

@@ -69,9 +69,9 @@ SHAPES: Final[Shapes] = (
     ),
     (("/bot",), re.compile(r"(/bot)\d{6,16}+(?::|%3A)[\w-]{20,}+"), rf"\1{REMOVED}"),
     (
-        ("token/", "tokens/", "secret", "passw", "key", "jwt"),
+        ("token/", "tokens/", "secret", "passw", "key", "jwt", "reset", "invite", "activate"),
         re.compile(
-            r"((?:token|secret|password|passwd|api[_-]?key|jwt)s?/)(?=[^\s/?#\"'<>]{0,256}\d)[^\s/?#\"'<>]{8,}+",
+            r"((?:token|secret|password|passwd|api[_-]?key|jwt|reset|invite|activate)s?/)(?=[^\s/?#\"'<>]{0,256}\d)[^\s/?#\"'<>]{8,}+",
             re.IGNORECASE,
         ),
         rf"\1{REMOVED}",
