@@ -78,6 +78,19 @@ class TestRounds:
         watch.begin_round()
         assert watch.take(10) == []
 
+    def test_no_round_begins_before_the_one_before_it_is_sent(self) -> None:
+        """A dashboard that reads slowly is told each device once a round."""
+        _, watch = enter()
+        watch.room.change("a", 1, body("a", 1))
+        watch.room.change("b", 1, body("b", 1))
+        watch.begin_round()
+        assert watch.take(1) == [body("a", 1)]
+        watch.room.change("a", 2, body("a", 2))
+        watch.begin_round()
+        assert watch.take(10) == [body("b", 1)]
+        watch.begin_round()
+        assert watch.take(10) == [body("a", 2)]
+
     @pytest.mark.parametrize("seq", [4, 5])
     def test_what_is_not_newer_is_no_news(self, seq: int) -> None:
         _, watch = enter()

@@ -143,6 +143,7 @@ async def test_of_a_cluster_too(cluster: Cluster) -> None:
     for master in cluster.masters:
         master.tell("ACL", "SETUSER", "gateway", "reset", "on", ">secret", *keyspace.acl(cluster=True, readers=False))
         master.tell("ACL", "LOG", "RESET")
+        master.tell("CONFIG", "RESETSTAT")  # tests before this one moved slots
     url = cluster.url.replace("://", "://gateway:secret@")
     await everything(url, lambda key: cluster.owner(slot(key.encode())).tell("GET", key))
     assert [master.tell("ACL", "LOG") for master in cluster.masters] == [[], [], []]

@@ -72,9 +72,9 @@ class Watch:
             self.pending[device_id] = None
 
     def begin_round(self) -> None:
-        """What changed until now may be sent."""
-        self.due.update(self.pending)
-        self.pending.clear()
+        """What changed until now may be sent, once the round before is sent: each device is told once a round."""
+        if not self.due:
+            self.due, self.pending = self.pending, self.due
 
     def take(self, count: int) -> list[bytes]:
         """The latest of at most `count` devices that are due."""
