@@ -319,6 +319,30 @@ class TestLeaving:
         told = await sweeps(capfd)
         assert [(line["event"], line["workers"]) for line in told] == [("workers lost", 1)]
 
+    async def test_members_that_no_worker_wrote(
+        self, pair: Pair, client: Any, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Neither counted nor swept, and in nobody's way."""
+        garbage = {
+            b"\xff\xfe 0": 1,
+            "": 1,
+            "nobody": 1,
+            "a b c": 1,
+            "left ": 1,
+            "x 0\n": 1,
+            "far 0": float("inf"),
+            "{": 1,
+        }
+        client.zadd("vz:nodes", garbage)
+        await pair.start()
+        await dial_device(pair.other.port, "lobby-1")
+        assert await status(pair.ann) == ("lobby-1", "online", "connected")
+        assert await pair.alive.gateway._sweeper._others() == 0
+        pair.kill()
+        assert await status(pair.ann) == ("lobby-1", "offline", "worker_lost")
+        await until(lambda: client.zcard("vz:nodes") == len(garbage) + 1)
+        assert [(line["event"], line["workers"]) for line in await sweeps(capfd)] == [("workers lost", 1)]
+
     async def test_who_else_serves(self, pair: Pair, client: Any) -> None:
         """Workers of other nodes that renewed lately: none of this node, none that left, none that is silent."""
         await pair.start()

@@ -57,14 +57,17 @@ def changed(path: Path, *changes: tuple[str, str]) -> str:
 
 
 def nginx(folder: Path, upstream: int, port: int, certificate: Path) -> list[str]:
+    """With the gateway twice: of a single server nothing is sent again, whatever is configured."""
     site = changed(
         OPS / "nginx/vizora-rt.conf",
-        ("127.0.0.1:3001", f"127.0.0.1:{upstream}"),
+        ("server 127.0.0.1:3001", f"server 127.0.0.1:{upstream}"),
+        ("# server 10.0.7.12:3001", f"server 127.0.0.1:{upstream}"),
         ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
         ("/etc/ssl/vizora-rt/fullchain.pem", str(certificate)),
         ("/etc/ssl/private/vizora-rt.pem", str(certificate)),
         ("/var/log/nginx/vizora-rt.log", str(folder / "access.log")),
     )
+    site = site.replace("max_fails=3", "max_fails=0")  # a gateway that fails on purpose is asked again
     (folder / "site.conf").write_text(site)
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     paths = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
@@ -269,7 +272,10 @@ def test_a_call_without_an_answer_is_not_sent_again(
     with process(proxy(tmp_path, upstream.port, port, certificate), tmp_path / "output"):
         soon(lambda: refused("POST") and upstream.heard)
         upstream.heard.clear()
-        for method in ("POST", "DELETE", "PUT"):
+        for method in ("POST", "DELETE", "PUT", "PATCH"):
             assert refused(method)
             assert upstream.heard.count(method) == 1, method
+        upstream.heard.clear()
+        assert refused("GET")
+        assert upstream.heard.count("GET") > 1  # so there was another server to send it to
     upstream.close()

@@ -16,10 +16,11 @@ While nobody is dead, the holder of the lease ends commands that are due (`expir
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from math import inf
+from math import inf, isfinite
 from typing import Any, Final
 
 from vizora_rt import report
@@ -57,6 +58,9 @@ PAUSE: Final = 0.02
 
 LEFT: Final = "left "
 """How the member of a worker that stops or stopped begins. Its name, which holds no space, follows."""
+
+MEMBER: Final = re.compile(rf"({LEFT})?\S+ [0-9]+")
+"""The member of a worker: its node and its number."""
 
 LIVE = """
 -- KEYS nodes; ARGV member, the one that it replaces: this worker lives, or has left -> {member, renewed, ...} of all
@@ -201,6 +205,8 @@ class Sweeper:
         now, seen = self._loop.time(), self._seen
         self._seen = {}
         for member, renewed in members.items():
+            if not _valid(member, renewed):
+                continue
             before, since, looks = seen.get(member, (b"", now, 0))
             self._seen[member] = (renewed, since, looks + 1) if before == renewed else (renewed, now, 0)
 
@@ -353,6 +359,14 @@ class Sweeper:
         if isinstance(reply, ReplyError):
             raise LostError
         return reply
+
+
+def _valid(member: bytes, renewed: bytes) -> bool:
+    """Whether a member of the set is one that workers write. Others, written by hand, are left where they are."""
+    try:
+        return MEMBER.fullmatch(member.decode()) is not None and isfinite(float(renewed))
+    except UnicodeDecodeError:
+        return False
 
 
 def _key(device_id: str, name: str) -> str:
