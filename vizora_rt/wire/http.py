@@ -100,6 +100,8 @@ class _Fields:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.pairs.append((name, value))
+        if len(self.pairs) > MAX_FIELDS:
+            raise ValueError("too many fields")  # ends the lexer's work; `feed` looks at the pairs
 
     def on_headers_complete(self) -> None:
         self.complete = True
@@ -220,8 +222,6 @@ class RequestParser:
                     return errors.TOO_MANY_FIELDS
                 return errors.BAD_REQUEST if lexer.get_http_version() in ("0.0", "1.0", "1.1") else errors.HTTP_VERSION
             self._lexed = end
-            if len(fields.pairs) > MAX_FIELDS:
-                return errors.TOO_MANY_FIELDS
             if empty_line < 0:
                 break
         if not fields.complete:
