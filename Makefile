@@ -17,8 +17,8 @@ ARGS ?=
 JOBS ?= 3
 
 # The pure core, where a Python's own tables and docstrings could show; the command line; one service with its clients.
-SHORT := tests/wire tests/app tests/test_house.py tests/test_cli.py tests/test_config.py tests/test_report.py \
-	tests/bench/test_report.py tests/net/test_gateway.py tests/system/test_metrics.py
+SHORT := tests/wire tests/app tests/test_house.py tests/test_cli.py tests/test_config.py tests/telemetry/test_sentry.py \
+	tests/bench/test_report.py tests/net/gateway/test_gateway.py tests/system/test_metrics.py
 
 .PHONY: help demo test test-short test-newest lint soak monitoring drill bench bench-deps bench-compare peers lock clean
 

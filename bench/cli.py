@@ -9,10 +9,10 @@ import click
 from rich.console import Console
 
 from bench import run
-from bench.catalogue import SCENARIOS
 from bench.peers.command import peers_command
-from bench.thresholds import Limit, parse
-from vizora_rt.net.dial import parse_url
+from bench.report.thresholds import Limit, parse
+from bench.scenarios.catalogue import SCENARIOS
+from vizora_rt.client.websocket import parse_url
 
 
 def numbers(_: click.Context, __: click.Parameter, value: str | None) -> list[int]:

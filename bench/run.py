@@ -16,11 +16,12 @@ from typing import Any, Final
 import uvloop
 from rich.console import Console
 
-from bench import html, schema, terminal, thresholds, tokens
-from bench.catalogue import SCENARIOS
-from bench.conductor import Conductor, LoadError, conduct, split_cores
+from bench.load import tokens
+from bench.load.coordinator import Conductor, LoadError, conduct, split_cores
 from bench.plan import Options
+from bench.report import html, schema, terminal, thresholds
 from bench.scenario import Scenario
+from bench.scenarios.catalogue import SCENARIOS
 from bench.target import Service, Target, TargetError
 
 RESERVE: Final = 64

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from bench.agent import Agent
-from bench.director import Director
+from bench.load.actions import Director
+from bench.load.load_context import Agent
 from bench.plan import Options
 
 OLD_SUITE: Final = ("connected>=95%", "acked>=98%", "heartbeat.p95<100ms")

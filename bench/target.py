@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import server, web
-from vizora_rt.net import runfile
-from vizora_rt.net.dial import Endpoint, parse_url
+from bench.load import server, web
+from vizora_rt.client.websocket import Endpoint, parse_url
+from vizora_rt.service import runfile
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 30.0

@@ -6,7 +6,7 @@
         await fleet.online()
         assert fleet.lost(books) == set()         # each play that was acked is recorded, and once
 
-`tests/net/proxy.py` is the network that misbehaves, `tests/service.py` starts and kills the processes.
+`tests/net/proxy.py` is the network that misbehaves, `tests/service_process.py` starts and kills the processes.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ import redis
 from websockets.exceptions import ConnectionClosed
 
 from tests.net.peers import Client, Json, device_token, dial, user_token
-from vizora_rt.net import embedded
-from vizora_rt.net.client import Player, State, Timing
-from vizora_rt.net.dial import WebSocket
+from vizora_rt.client.player import Player, PlayerState, Timing
+from vizora_rt.client.websocket import WebSocket
+from vizora_rt.net.valkey import server as valkey_server
 
 PATIENCE = 60.0
 """Seconds for what takes a second or two on a machine that is not busy."""
@@ -46,7 +46,7 @@ QUICK = Timing(
     backoff_most=1.0,
     plays_retry=0.2,
 )
-"""A player that comes back within a second: the tests of its own patience are in tests/net/test_client.py."""
+"""A player that comes back within a second: the tests of its own patience are in tests/client/test_player.py."""
 
 
 class Screen(Player):
@@ -70,10 +70,10 @@ class Screen(Player):
         self.shown.add((self.plays.boot, seq := self.play_started("spot")))
         self.play_ended(seq, "spot")
 
-    def on_state(self, state: State) -> None:
-        if state is State.ONLINE:
+    def on_state(self, state: PlayerState) -> None:
+        if state is PlayerState.ONLINE:
             self.connects += 1
-        elif state is State.WAITING and self.ending is not None:
+        elif state is PlayerState.WAITING and self.ending is not None:
             self.endings[self.ending.reason] += 1
         self.fleet.news.set()
 
@@ -176,7 +176,7 @@ class Fleet:
 
     async def online(self, patience: float = PATIENCE) -> float:
         """All are connected. How long that took."""
-        return await self.until(lambda: all(screen.state is State.ONLINE for screen in self.screens), patience)
+        return await self.until(lambda: all(screen.state is PlayerState.ONLINE for screen in self.screens), patience)
 
     async def beaten(self, times: int = 1) -> None:
         """From now on each has had so many heartbeats acked."""
@@ -207,11 +207,11 @@ class Fleet:
         }
         return missing - held, sum(count > 1 for count in found.values())
 
-    def said(self, books: Any, *statuses: str) -> set[str]:
+    def said(self, books: Any, *status_writer: str) -> set[str]:
         """Screens of which one of these was ever told to dashboards and backends."""
         names, found = set(self.names), set()
         for _, fields in books.xrange("vz:events"):
-            if fields["type"] == "device:status" and json.loads(fields["json"])["status"] in statuses:
+            if fields["type"] == "device:status" and json.loads(fields["json"])["status"] in status_writer:
                 found.add(fields["deviceId"])
         return found & names
 
@@ -282,9 +282,9 @@ class Wall:
                 self.news.clear()
                 await self.news.wait()
 
-    def said(self, *statuses: str) -> set[str]:
+    def said(self, *status_writer: str) -> set[str]:
         """Devices of which one of these was ever told."""
-        return {device for device, told in self.told.items() if set(statuses) & set(told)}
+        return {device for device, told in self.told.items() if set(status_writer) & set(told)}
 
 
 class Redis:
@@ -292,7 +292,7 @@ class Redis:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        self._store = embedded.start(folder)
+        self._store = valkey_server.start(folder)
         self.url = self._store.url
         self.books: Any = redis.Redis.from_url(self.url, decode_responses=True)
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.net.valkeys import Cluster, Guarded, Valkeys
-from vizora_rt.net import embedded
-from vizora_rt.net.embedded import Embedded
-from vizora_rt.net.link import Address, ask
+from vizora_rt.net.redis.address import Address
+from vizora_rt.net.redis.blocking import ask
+from vizora_rt.net.valkey import server as valkey_server
+from vizora_rt.net.valkey.server import EmbeddedServer
 from vizora_rt.wire.resp import pack
 
 # How long an example takes says how busy the machine is, nothing of the code. In a fresh clone the first one also waits
@@ -24,15 +25,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """A Valkey for the whole run. Whoever kills or stops one starts one of their own."""
-    store = embedded.start(tmp_path_factory.mktemp("valkey"))
+    store = valkey_server.start(tmp_path_factory.mktemp("valkey"))
     yield store
     store.stop()
 
 
 @pytest.fixture
-def redis_url(valkey: Embedded) -> str:
+def redis_url(valkey: EmbeddedServer) -> str:
     """The URL of a store with nothing in it."""
     assert ask(Address.parse(valkey.url), [pack("FLUSHALL"), pack("SCRIPT", "FLUSH")], 10.0) == [b"OK", b"OK"]
     return valkey.url

@@ -16,10 +16,10 @@ def output(
     """Stderr of a process that ran `code` after `configure`."""
     program = (
         "import asyncio, logging, warnings\n"
-        "from vizora_rt import config, report\n"
+        "from vizora_rt import config; from vizora_rt.telemetry import logs, sentry\n"
         "settings = config.load(None, __import__('os').environ)\n"
-        "report.configure(settings, 'worker-0')\n"
-        "log = report.logger('test')\n" + code
+        "logs.configure(settings, 'worker-0')\n"
+        "log = logs.logger('test')\n" + code
     )
     variables = {**os.environ, "VIZORA_LOGGING__FORMAT": style, "VIZORA_LOGGING__LEVEL": level, **(env or {})}
     done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, timeout=30)

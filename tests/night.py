@@ -21,8 +21,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from tests.net.backend import API_KEY, call
 from tests.net.peers import SECRETS, Client, Json, device_token, dial
 from tests.net.proxy import Proxy
-from tests.service import PATIENCE, Service, until
-from vizora_rt.net import embedded
+from tests.service_process import PATIENCE, Service, until
+from vizora_rt.net.valkey import server as valkey_server
 
 Play = tuple[int, Literal["start", "end"]]
 
@@ -37,11 +37,11 @@ ENV = {
 }
 QUICK = """
 import sys
-if "vizora_rt.worker" in sys.orig_argv:
+if "vizora_rt.service.worker" in sys.orig_argv:
     from vizora_rt.app import commands
-    from vizora_rt.net import orders
-    commands.FIRST_PATIENCE, commands.MOST_PATIENCE = 0.5, 2.0
-    orders.ACK_SECONDS = 0.1
+    from vizora_rt.net.commands import requests
+    commands.FIRST_ACK_TIMEOUT, commands.MAX_ACK_TIMEOUT = 0.5, 2.0
+    requests.ACK_SECONDS = 0.1
 """
 """As sitecustomize of a worker: an ack is overdue after half a second, one and two, not 10 to 300, and a call waits for
 it for a tenth of a second, not 4: so it is known of most commands which was taken before which."""
@@ -73,7 +73,7 @@ class Gateway:
 
     def start(self) -> None:
         self.service.start()
-        url = embedded.running(Path(self.service.env["VIZORA_STATE_DIR"]))
+        url = valkey_server.running(Path(self.service.env["VIZORA_STATE_DIR"]))
         self.books: Any = redis.Redis.from_url(url, decode_responses=True)
 
     def store_pid(self) -> int:

@@ -10,7 +10,7 @@ never match. Syntax in full is promtool's to check.
 import re
 from collections.abc import Iterable, Mapping
 
-from vizora_rt.metrics import BOUNDS, Family
+from vizora_rt.telemetry.metrics import BOUNDS, Family
 
 Values = tuple[str, ...] | None
 Series = dict[str, dict[str, Values]]

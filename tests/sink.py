@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from tests.service import PATIENCE
+from tests.service_process import PATIENCE
 
 Item = dict[str, Any]
 

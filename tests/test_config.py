@@ -107,11 +107,11 @@ class TestPrecedence:
 
     def test_only_what_is_named_changes(self) -> None:
         loaded = config.load(None, {"VIZORA_SERVER__BACKLOG": "7"}, {"server": {"port": 4}, "logging": {}})
-        assert loaded.server == config.Server(port=4, backlog=7)
-        assert loaded.logging == config.Logging()
+        assert loaded.server == config.ServerSettings(port=4, backlog=7)
+        assert loaded.logging == config.LoggingSettings()
 
     def test_without_a_file_and_dotenv(self) -> None:
-        assert config.load(None, {}).server == config.Server()
+        assert config.load(None, {}).server == config.ServerSettings()
 
     def test_dotenv_names_the_environment_and_state(self) -> None:
         Path(".env").write_text("NODE_ENV=development\nVIZORA_STATE_DIR=/s\nFLAG\n")
@@ -520,7 +520,7 @@ class TestReload:
         new = load_text("[server]\nport = 2\nhost = 'b'\nworkers = 3\nbacklog = 9")
         taken, kept = config.reloaded(running, new)
         assert kept == ["server.host", "server.port", "server.workers"]
-        assert taken.server == config.Server(port=1, host="a", workers=2, backlog=9)
+        assert taken.server == config.ServerSettings(port=1, host="a", workers=2, backlog=9)
 
     def test_another_redis_but_not_from_or_to_the_embedded_one(self) -> None:
         none, one, other = (config.load(None, {"REDIS_URL": url}) for url in ("", "redis://a", "redis://b"))
@@ -572,11 +572,13 @@ class TestAnything:
 
 class TestTlsFiles:
     def test_they_become_options_of_the_url(self) -> None:
-        redis = config.Redis(url="rediss://h/1", ca_file="/a b.pem", cert_file="/c&d.pem", key_file="/k.pem")
+        redis = config.RedisSettings(url="rediss://h/1", ca_file="/a b.pem", cert_file="/c&d.pem", key_file="/k.pem")
         assert redis.target == ("rediss://h/1?ca_file=/a%20b.pem&cert_file=/c%26d.pem&key_file=/k.pem")
-        assert config.Redis(url="rediss://h?ca_file=/mine", ca_file="/other").target == "rediss://h?ca_file=/mine"
-        assert config.Redis(url="redis://h/1").target == "redis://h/1"
-        assert config.Redis().target == ""
+        assert (
+            config.RedisSettings(url="rediss://h?ca_file=/mine", ca_file="/other").target == "rediss://h?ca_file=/mine"
+        )
+        assert config.RedisSettings(url="redis://h/1").target == "redis://h/1"
+        assert config.RedisSettings().target == ""
 
     @pytest.mark.parametrize(
         ("environ", "said"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vizora_rt import cpus
-from vizora_rt.config import Config, Server
+from vizora_rt.config import Config, ServerSettings
 
 V2 = "30 23 0:26 / {mount} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "31 23 0:27 / {mount} rw,nosuid - cgroup cgroup rw,cpu,cpuacct\n"
@@ -86,4 +86,4 @@ def test_this_machine() -> None:
 def test_workers_of_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpus, "available", lambda: 3)
     assert Config().workers == 3
-    assert Config(server=Server(workers=5)).workers == 5
+    assert Config(server=ServerSettings(workers=5)).workers == 5

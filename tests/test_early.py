@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import PATIENCE, Service, until
+from tests.service_process import PATIENCE, Service, until
 
 CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]
 

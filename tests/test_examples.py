@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.net.peers import SECRETS, device_token
-from tests.service import Service, until
+from tests.service_process import Service, until
 from tests.tools import tool
-from vizora_rt.net import embedded
+from vizora_rt.net.valkey import server as valkey_server
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 API_KEY = "an-internal-key-of-32-characters"
@@ -70,7 +70,7 @@ def status(service: Service, device: str) -> dict[str, object]:
 
 def test_a_player_a_backend_that_pushes_and_one_that_reads(service: Service, tmp_path: Path) -> None:
     plays = tmp_path / "plays.json"
-    store = embedded.running(Path(service.env["VIZORA_STATE_DIR"]))
+    store = valkey_server.running(Path(service.env["VIZORA_STATE_DIR"]))
     with started(sys.executable, EXAMPLES / "player.py", ws(service), device_token("lobby-1"), plays) as player:
         until(lambda: status(service, "lobby-1").get("status") == "online")
         push = subprocess.run(

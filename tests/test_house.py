@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +29,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("wire.session", "wire.socketio", "wire.bells", "wire.bodies"),
     ("app.*",),
-    ("metrics", "build", "device_series", "exposition", "credentials", "shapes", "scrub", "lines", "report"),
-    ("net.*",),
-    ("worker",),
-    ("orphans", "process", "scrape", "supervisor"),
+    ("telemetry.*",),
+    ("net.timer_wheel",),
+    ("net.redis.*",),
+    ("net.valkey.*",),
+    ("net.streams.*",),
+    ("net.presence.*",),
+    ("net.commands.*",),
+    ("net.access.*",),
+    ("net.server.*",),
+    ("net.gateway.*",),
+    ("net.api.*",),
+    ("client.*",),
+    ("service.*",),
     ("ops", "ops.*"),
     ("shell.*",),
     ("cli",),
@@ -73,9 +83,12 @@ CLOCKS = frozenset({"now", "utcnow", "today"})
 
 WITHOUT_TEST = {
     "__main__": "one call of cli.main, which tests/test_cli.py starts as a process",
-    "net.shards": "slots that are on their way are a cluster's: tests/net/test_cluster.py",
+    "net.redis.slots": "slots that are on their way are a cluster's: tests/net/redis/test_cluster.py",
     "shell.options": "words of all commands, which the tests of each give",
-    "shell.readers": "parsing and calling: tests/net/test_readers.py starts its commands as processes",
+    "shell.readers": "parsing and calling: tests/net/streams/test_reader.py starts its commands as processes",
+    "net.redis.address": "its URLs and refusals are of a connection: tests/net/redis/test_connection.py",
+    "net.redis.blocking": "the same without a loop: tests/net/redis/test_connection.py",
+    "net.presence.user_session": "at the door and later: tests/net/access/test_session_check.py",
 }
 
 WHOLE_SYSTEM = {
@@ -244,7 +257,7 @@ def unmeasured(packaged: set[str], benchmarks: set[str]) -> list[str]:
     """`packaged`: module names. `benchmarks`: file names of micro-benchmarks."""
     pure = {name for name in packaged if name.startswith(("wire.", "app."))}
     wanted = {name: f"test_{name.partition('.')[2]}.py" for name in pure - set(UNMEASURED)}
-    missing = [f"{name} has no bench/{file}" for name, file in wanted.items() if file not in benchmarks]
+    missing = [f"{name} has no bench/micro/{file}" for name, file in wanted.items() if file not in benchmarks]
     return sorted(missing + [f"{name} is no module" for name in UNMEASURED if name not in packaged])
 
 
@@ -266,8 +279,8 @@ def forbidden(text: str, checkout: Path) -> list[str]:
 
 
 def parse(**texts: str) -> dict[str, ast.Module]:
-    """Small sources by module name, with `_` for the dot: for the checks of the checks."""
-    return {name.replace("_", ".", 1): ast.parse(text) for name, text in texts.items()}
+    """Small sources by module name, with `__` for the dot: for the checks of the checks."""
+    return {name.replace("__", ".") if name != "__main__" else name: ast.parse(text) for name, text in texts.items()}
 
 
 class TestImportLaw:
@@ -289,18 +302,23 @@ class TestImportLaw:
             ({"errors": "from vizora_rt import config", "config": ""}, "errors imports config, which is above it"),
             ({"errors": "import vizora_rt.config", "config": ""}, "errors imports config, which is above it"),
             (
-                {"wire_http": "from vizora_rt.wire.session import X", "wire_session": ""},
+                {"wire__http": "from vizora_rt.wire.session import X", "wire__session": ""},
                 "wire.http imports wire.session, which is above it",
             ),
             (
-                {"app_auth": "from vizora_rt.net import store", "net_store": ""},
-                "app.auth imports net.store, which is above it",
+                {"app__auth": "from vizora_rt.net.redis import client", "net__redis__client": ""},
+                "app.auth imports net.redis.client, which is above it",
             ),
             (
-                {"supervisor": "def f():\n    from vizora_rt.cli import main", "cli": ""},
-                "supervisor imports cli, which is above it",
+                {"service__supervisor": "def f():\n    from vizora_rt.cli import main", "cli": ""},
+                "service.supervisor imports cli, which is above it",
+            ),
+            (
+                {"net__redis__client": "from vizora_rt.net.gateway import hub", "net__gateway__hub": ""},
+                "net.redis.client imports net.gateway.hub, which is above it",
             ),
             ({"novelty": ""}, "novelty has no layer"),
+            ({"net__novelty": ""}, "net.novelty has no layer"),
         ],
     )
     def test_upward_is_seen(self, texts: dict[str, str], problem: str) -> None:
@@ -308,9 +326,9 @@ class TestImportLaw:
 
     def test_downward_and_sideways_are_not(self) -> None:
         trees = parse(
-            net_http="from vizora_rt import errors\nfrom vizora_rt.net import store\nimport os, vizora_rt",
-            net_store="from vizora_rt.wire.resp import pack",
-            wire_resp="import hiredis",
+            net__server__http="from vizora_rt import errors\nfrom vizora_rt.net.redis import client\nimport os",
+            net__redis__client="from vizora_rt.wire.resp import pack",
+            wire__resp="import hiredis",
             errors="",
         )
         assert upward(trees) == []
@@ -318,12 +336,12 @@ class TestImportLaw:
 
     def test_circles_are_seen(self) -> None:
         trees = parse(
-            net_a="from vizora_rt.net.b import X",
-            net_b="from vizora_rt.net import c",
-            net_c="import vizora_rt.net.a",
-            net_d="import vizora_rt.net.a",
+            app__a="from vizora_rt.app.b import X",
+            app__b="from vizora_rt.app import c",
+            app__c="import vizora_rt.app.a",
+            app__d="import vizora_rt.app.a",
         )
-        assert circles(trees) == ["net.a -> net.b -> net.c -> net.a"]
+        assert circles(trees) == ["app.a -> app.b -> app.c -> app.a"]
 
     @pytest.mark.parametrize(
         ("text", "problem"),
@@ -344,9 +362,9 @@ class TestImportLaw:
         assert hidden(ast.parse("try:\n    import fast\nexcept ImportError:\n    fast = None\ndef f(): pass")) == []
 
     def test_a_scattered_dependency_is_seen(self) -> None:
-        trees = parse(net_store="from redis.asyncio import Redis", net_bus="import redis", cli="import os, msgspec")
-        assert scattered(trees) == ["redis is imported in net.bus, net.store"]
-        trees = parse(config="import msgspec", wire_messages="from msgspec import Struct")
+        trees = parse(net__a="from redis.asyncio import Redis", net__b="import redis", cli="import os, msgspec")
+        assert scattered(trees) == ["redis is imported in net.a, net.b"]
+        trees = parse(config="import msgspec", wire__messages="from msgspec import Struct")
         assert scattered(trees) == []
         assert scattered({**trees, **parse(cli="import msgspec")}) == [
             "msgspec is imported in cli, config, wire.messages"
@@ -372,7 +390,7 @@ class TestPurity:
             ("app.auth", "from os import environ", "app.auth imports os"),
             ("app.auth", "import random", "app.auth imports random"),
             ("wire.frames", "from random import getrandbits", "wire.frames imports random"),
-            ("wire.http", "from vizora_rt.config import Limits", "wire.http imports config"),
+            ("wire.http", "from vizora_rt.config import LimitSettings", "wire.http imports config"),
             ("app.auth", "from datetime import datetime\nx = datetime.now()", "app.auth:2 asks a clock"),
         ],
     )
@@ -384,7 +402,7 @@ class TestPurity:
             "import base64, binascii, hashlib, hmac, secrets\nfrom datetime import datetime\ndatetime.fromisoformat('')"
         )
         assert impure("wire.http", ast.parse(text)) == []
-        assert impure("app.auth", ast.parse("from vizora_rt.config import Auth")) == []
+        assert impure("app.auth", ast.parse("from vizora_rt.config import AuthSettings")) == []
 
 
 class TestShape:
@@ -401,13 +419,13 @@ class TestShape:
         assert mirror({"__main__"}, {"tests/test_house.py", "tests/conformance/test_anything.py"}) == []
 
     def test_each_pure_module_is_measured(self) -> None:
-        assert unmeasured(set(modules()), {path.name for path in (ROOT / "bench").glob("test_*.py")}) == []
+        assert unmeasured(set(modules()), {path.name for path in (ROOT / "bench/micro").glob("test_*.py")}) == []
 
     def test_an_unmeasured_module_is_seen(self) -> None:
         known = set(UNMEASURED)
         assert unmeasured(known | {"wire.http", "net.http"}, {"test_http.py"}) == []
         assert unmeasured(known | {"wire.http", "app.auth"}, {"test_auth.py"}) == [
-            "wire.http has no bench/test_http.py"
+            "wire.http has no bench/micro/test_http.py"
         ]
         assert unmeasured(known - {"app.events"}, set()) == ["app.events is no module"]
 
@@ -432,7 +450,7 @@ class TestShape:
         assert full == []
 
     def test_every_folder_is_a_package(self) -> None:
-        """mypy and pytest tell tests/wire/test_http.py from bench/test_http.py by their packages."""
+        """mypy and pytest tell tests/wire/test_http.py from bench/micro/test_http.py by their packages."""
         bare = {
             path.parent
             for folder in (PACKAGE, "tests", "bench")
@@ -474,3 +492,131 @@ class TestText:
     def test_honest_text_is_not(self) -> None:
         text = "vizora_rt/home/x, $HOME/.local, <https://h/root/>, net/app/x, mastodon"
         assert forbidden(text, Path("/app")) == []
+
+
+OLD_WORDS = frozenset(
+    {
+        "Bus",
+        "Ear",
+        "Doorbells",
+        "Claims",
+        "Claim",
+        "Statuses",
+        "Orders",
+        "Asker",
+        "Changes",
+        "Tally",
+        "Absence",
+        "Silence",
+        "Reminder",
+        "Courier",
+        "Tenants",
+        "Lobby",
+        "Door",
+        "Turns",
+        "Budget",
+        "Meter",
+        "Guarded",
+        "Nowhere",
+        "Aside",
+        "Counted",
+        "Terms",
+        "Notices",
+        "Pulse",
+        "Scrapes",
+        "Operators",
+        "Departure",
+        "place_of",
+        "enlist",
+        "delist",
+        "distrust",
+        "astray",
+        "partly_up",
+        "UNASKED",
+        "knock",
+        "asker",
+        "bell",
+    }
+)
+"""Identifiers that the package no longer uses; docs/glossary.md has the words of today."""
+
+LONG = 300
+"""Lines of a file. A longer one says in its docstring why it is not split."""
+
+
+def class_names(tree: ast.Module) -> list[str]:
+    return [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def repeated(trees: dict[str, ast.Module]) -> list[str]:
+    """Names of classes that more than one class has."""
+    counted = Counter(name for tree in trees.values() for name in class_names(tree))
+    return sorted(name for name, count in counted.items() if count > 1)
+
+
+def old_words(tree: ast.Module) -> list[str]:
+    """Old words that are names of something in `tree`."""
+    found = set()
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name"):
+            name = getattr(node, field, None)
+            if isinstance(name, str) and (name in OLD_WORDS or name.removeprefix("_") in OLD_WORDS):
+                found.add(name)
+    return sorted(found)
+
+
+def too_long(text: str) -> bool:
+    """Whether a file has more than LONG lines and no reason for it."""
+    reason = " ".join((ast.get_docstring(ast.parse(text)) or "").split())
+    return text.count("\n") > LONG and not re.search(r"(?:Past|Over) 300 lines because", reason)
+
+
+def listed(text: str) -> set[str]:
+    """The modules in a list of README or ARCHITECTURE: a line for each folder, and below it the names."""
+    found: set[str] = set()
+    folder: tuple[str, ...] | None = None
+    for line in text.splitlines():
+        if match := re.match(rf"    {PACKAGE}/(?:([\w/]+)/)?(?: |$)", line):
+            folder = tuple((match[1] or "").split("/")) if match[1] else ()
+        elif folder is not None and re.fullmatch(r" {8}[\w, ]+", line):
+            found |= {".".join((*folder, name)) for name in line.replace(",", " ").split()}
+        else:
+            folder = None
+    return found
+
+
+class TestNames:
+    def test_a_class_name_stands_once(self) -> None:
+        assert repeated(modules()) == []
+
+    def test_a_repeated_name_is_seen(self) -> None:
+        assert repeated(parse(app__a="class X: pass", app__b="class X: pass\nclass Y: pass")) == ["X"]
+
+    def test_old_words_are_gone(self) -> None:
+        assert {name: found for name, tree in modules().items() if (found := old_words(tree))} == {}
+
+    def test_an_old_word_is_seen(self) -> None:
+        assert old_words(ast.parse("def f(bell): self._bell = Bus()")) == ["Bus", "_bell", "bell"]
+        assert old_words(ast.parse("'bell'  # bell")) == []
+
+
+class TestLength:
+    def test_a_long_file_has_a_reason(self) -> None:
+        assert [path.name for path in sources(PACKAGE) if too_long(path.read_text("utf-8"))] == []
+
+    def test_a_long_file_without_a_reason_is_seen(self) -> None:
+        assert too_long('"""Does one thing."""\n' + "x = 1\n" * LONG)
+        assert not too_long('"""Does one thing.\n\nOver 300 lines because it is a table.\n"""\n' + "x = 1\n" * LONG)
+        assert not too_long('"""Does one thing."""\n')
+
+
+class TestPapers:
+    @pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md"])
+    def test_each_module_is_listed(self, page: str) -> None:
+        assert listed((ROOT / page).read_text("utf-8")) == set(modules())
+
+    def test_what_is_listed_is_read(self) -> None:
+        text = (
+            "    vizora_rt/    all\n        cli, config\n    vizora_rt/net/redis/\n        client,\n        keys\ntext"
+        )
+        assert listed(text) == {"cli", "config", "net.redis.client", "net.redis.keys"}

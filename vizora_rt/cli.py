@@ -10,8 +10,8 @@ from typing import Never
 import click
 
 from vizora_rt.errors import StartupError
+from vizora_rt.service.supervisor import VERSION
 from vizora_rt.shell import devices, operations, readers, service, tokens
-from vizora_rt.supervisor import VERSION
 from vizora_rt.wire import printable
 
 INTERRUPTED = 130

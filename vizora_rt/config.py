@@ -2,6 +2,8 @@
 
 The only place with defaults. Every key can be set as VIZORA_<SECTION>__<KEY>; the names in `ALIASES` are those that
 operators know from the service before this one. Unknown keys are refused with the line they stand on.
+
+Over 300 lines because each setting has its unit, bounds and error beside it.
 """
 
 import ipaddress
@@ -35,7 +37,7 @@ FD_RESERVE = 200
 """Descriptors kept for Redis, channels, logs and HTTP when `limits.max_connections` follows the descriptor limit."""
 
 
-class Server(Struct, frozen=True, forbid_unknown_fields=True):
+class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "0.0.0.0"  # noqa: S104 - a gateway listens to the world
     port: Port = 3001
     workers: NotNegative = 0
@@ -46,7 +48,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     proxy_protocol: bool = False
 
 
-class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True):
     message_bytes: NotNegative = 65536
     messages_per_minute: NotNegative = 120
     plays_per_minute: NotNegative = 2_400
@@ -65,13 +67,13 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     unsent_seconds: Seconds = 30.0
 
 
-class Player(Struct, frozen=True, forbid_unknown_fields=True):
+class PlayerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_interval: Annotated[int, Meta(ge=1000)] = 15_000
     cache_size: NotNegative = 1024
     auto_update: bool = True
 
 
-class Presence(Struct, frozen=True, forbid_unknown_fields=True):
+class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ping_after_seconds: Seconds = 25.0
     ping_timeout_seconds: Seconds = 20.0
     offline_after_seconds: Seconds = 20.0
@@ -80,7 +82,7 @@ class Presence(Struct, frozen=True, forbid_unknown_fields=True):
     write_within_ms: Positive = 100
 
 
-class Plays(Struct, frozen=True, forbid_unknown_fields=True):
+class PlaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 16
     max_entries: Annotated[int, Meta(ge=1000)] = 1_000_000
     device_share: Annotated[float, Meta(gt=0, le=1)] = 0.25
@@ -91,7 +93,7 @@ TLS_FILES = ("ca_file", "cert_file", "key_file")
 """Keys of [redis] that a rediss:// URL may also have as options."""
 
 
-class Redis(Struct, frozen=True, forbid_unknown_fields=True):
+class RedisSettings(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
     ca_file: str = ""
     cert_file: str = ""
@@ -113,7 +115,7 @@ class Redis(Struct, frozen=True, forbid_unknown_fields=True):
         return "Redis(<url>)"
 
 
-class Auth(Struct, frozen=True, forbid_unknown_fields=True):
+class AuthSettings(Struct, frozen=True, forbid_unknown_fields=True):
     algorithm: Literal["HS256", "RS256", "ES256"] = "HS256"
     device_jwt_secret: str = ""
     device_jwt_secret_previous: str = ""
@@ -130,7 +132,7 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True):
         return "Auth(<secrets>)"
 
 
-class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
+class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     public: bool = False
     token: str = ""
     max_device_series: NotNegative = 10_000
@@ -141,12 +143,12 @@ class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
         return "Metrics(<token>)"
 
 
-class Logging(Struct, frozen=True, forbid_unknown_fields=True):
+class LoggingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["json", "console"] = "json"
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
-class Sentry(Struct, frozen=True, forbid_unknown_fields=True):
+class SentrySettings(Struct, frozen=True, forbid_unknown_fields=True):
     dsn: str = ""
     traces_sample_rate: Share = 0.1
     profiles_sample_rate: Share = 0.1
@@ -157,16 +159,16 @@ class Sentry(Struct, frozen=True, forbid_unknown_fields=True):
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """All that a process of the service needs to know. Sections are those of config.toml."""
 
-    server: Server = Server()
-    limits: Limits = Limits()
-    player: Player = Player()
-    presence: Presence = Presence()
-    plays: Plays = Plays()
-    redis: Redis = Redis()
-    auth: Auth = Auth()
-    metrics: Metrics = Metrics()
-    logging: Logging = Logging()
-    sentry: Sentry = Sentry()
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    player: PlayerSettings = PlayerSettings()
+    presence: PresenceSettings = PresenceSettings()
+    plays: PlaySettings = PlaySettings()
+    redis: RedisSettings = RedisSettings()
+    auth: AuthSettings = AuthSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    logging: LoggingSettings = LoggingSettings()
+    sentry: SentrySettings = SentrySettings()
     environment: str = "production"
     state_dir: str = ""
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench import schema
 from bench.peers.catalog import Peer
 from bench.peers.servers import ROOT, Server, ServerError, pinned
-from bench.schema import Scenario
-from vizora_rt.net import embedded
+from bench.report import schema
+from bench.report.schema import Scenario
+from vizora_rt.net.valkey import server as valkey_server
 
 IN_FLIGHT: Final = (1, 8)
 RAMP: Final = 500
@@ -73,7 +73,7 @@ def compare(peers: Sequence[Peer], plan: Plan, scratch: Path, tell: Callable[[st
     rows = [Row(peer.name, peer.lacks, peer.missing) for peer in peers]
     with contextlib.ExitStack() as stack:
         with pinned(plan.cores[0]):
-            store = embedded.start(scratch / "store")
+            store = valkey_server.start(scratch / "store")
         stack.callback(store.stop)
         environ = settings(store.url, scratch)
         running: list[tuple[Row, Server]] = []

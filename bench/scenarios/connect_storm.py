@@ -4,12 +4,12 @@ import asyncio
 from collections import deque
 from time import perf_counter_ns
 
-from bench.agent import Agent, Connects
-from bench.engine import Connection, Engine
-from bench.pace import ClosedLoop, Timetable
+from bench.load.engine import Connection, Engine
+from bench.load.load_context import Agent, Connects
+from bench.load.schedule import ClosedLoop, Timetable
 from bench.plan import Options
 from bench.scenario import Scenario
-from vizora_rt.net.dial import Handshake
+from vizora_rt.client.websocket import Handshake
 
 WARM = 100
 """Connections before the storm, so that nothing is the first of its kind in it."""
@@ -17,9 +17,9 @@ WARM = 100
 
 async def load(agent: Agent) -> None:
     engine = Engine(agent.endpoint, ClosedLoop([b""], 0))
-    tally = agent.recorder.tally("connect")
+    result = agent.recorder.tally("connect")
     waiting = deque(Connection(engine, Handshake(agent.endpoint, token)) for token in agent.job.tokens)
-    agent.recorder.connections = lambda: tally.accepted - sum(engine.closed.values())
+    agent.recorder.connections = lambda: result.accepted - sum(engine.closed.values())
     warm = Engine(agent.endpoint, ClosedLoop([b""], 0))
     await warm.connect(agent.job.tokens[:WARM], agent.options.ramp, agent.progress)
     connects = Connects(len(warm.connections), warm.failed, warm.handshakes.counts)
@@ -30,13 +30,13 @@ async def load(agent: Agent) -> None:
         ending = await engine.dial(connection)
         if ending is None:
             engine.connections.append(connection)
-            tally.succeed(due, perf_counter_ns())
+            result.succeed(due, perf_counter_ns())
         else:
-            tally.refuse(due, perf_counter_ns(), ending.reason)
+            result.refuse(due, perf_counter_ns(), ending.reason)
 
     def dial(due: int) -> None:
         if waiting:
-            tally.ask(due)
+            result.ask(due)
             tasks.append(asyncio.get_running_loop().create_task(one(waiting.popleft(), due)))
 
     await agent.ready(connects)

@@ -4,10 +4,10 @@ import asyncio
 import os
 import signal
 
-from bench import server
-from bench.agent import Agent
-from bench.director import Director
-from bench.fleet import Fleet
+from bench.load import server
+from bench.load.actions import Director
+from bench.load.fleet import Fleet
+from bench.load.load_context import Agent
 from bench.plan import Options
 from bench.scenario import OLD_SUITE, Scenario
 

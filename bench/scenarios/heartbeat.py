@@ -7,12 +7,12 @@ import asyncio
 import os
 import signal
 
-from bench import server
-from bench.agent import Agent
-from bench.director import Director
-from bench.engine import Engine, is_socketio
-from bench.messages import heartbeats
-from bench.pace import ClosedLoop, OpenLoop
+from bench.load import server
+from bench.load.actions import Director
+from bench.load.engine import Engine, is_socketio
+from bench.load.load_context import Agent
+from bench.load.messages import heartbeats
+from bench.load.schedule import ClosedLoop, OpenLoop
 from bench.plan import Options
 from bench.scenario import OLD_SUITE, Scenario
 from vizora_rt.wire import messages, socketio

@@ -7,17 +7,17 @@ The run has as many equal parts as there are rows; in the first one nothing happ
 import itertools
 from collections.abc import Callable, Sequence
 
-from bench import tokens
-from bench.agent import Agent
-from bench.attacks import ATTACKS, Attackers
-from bench.director import Director
-from bench.engine import Connection, Engine
-from bench.histogram import Latencies
-from bench.messages import heartbeats
-from bench.pace import Timetable
+from bench.load import tokens
+from bench.load.actions import Director
+from bench.load.attacks import ATTACKS, Attackers
+from bench.load.counters import Recorder, Tally
+from bench.load.engine import Connection, Engine
+from bench.load.load_context import Agent
+from bench.load.messages import heartbeats
+from bench.load.schedule import Timetable
 from bench.plan import Options
+from bench.report.histogram import Latencies
 from bench.scenario import Scenario
-from bench.tally import Recorder, Tally
 
 CALM = "calm"
 ROWS = (CALM, *(attack.name for attack in ATTACKS))

@@ -2,12 +2,12 @@
 
 import json
 
-from bench.agent import Agent
-from bench.fleet import Fleet
+from bench.load.fleet import Fleet
+from bench.load.load_context import Agent
+from bench.load.requests import Request, Requests
+from bench.load.tokens import organization, subject
 from bench.plan import Options
-from bench.requests import Request, Requests
 from bench.scenario import OLD_SUITE, Scenario
-from bench.tokens import organization, subject
 
 RATE = 1000.0
 ROUND = 100

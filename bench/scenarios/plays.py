@@ -6,9 +6,9 @@ A closed loop: each device sends its next message when the last is acked. Every 
 import os
 from time import perf_counter_ns
 
-from bench.agent import Agent
-from bench.engine import Connection, Engine
-from bench.messages import frame, play
+from bench.load.engine import Connection, Engine
+from bench.load.load_context import Agent
+from bench.load.messages import frame, play
 from bench.plan import Options
 from bench.scenario import Scenario
 from vizora_rt.wire.messages import dumps, encode, loads

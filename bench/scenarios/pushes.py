@@ -4,13 +4,13 @@ import asyncio
 from time import perf_counter_ns
 from typing import Any
 
-from bench import server
-from bench.agent import Agent
-from bench.director import Director
-from bench.fleet import Fleet
+from bench.load import server
+from bench.load.actions import Director
+from bench.load.fleet import Fleet
+from bench.load.load_context import Agent
+from bench.load.tokens import organization
 from bench.plan import Options
 from bench.scenario import OLD_SUITE, Scenario
-from bench.tokens import organization
 
 SLOW_SHARE = 0.5
 """Of the dashboards of `slow-consumer`, that read nothing."""

@@ -7,12 +7,12 @@ import asyncio
 import urllib.request
 from time import perf_counter
 
-from bench.agent import Agent
-from bench.director import Director
-from bench.fleet import Fleet
+from bench.load.actions import Director
+from bench.load.fleet import Fleet
+from bench.load.load_context import Agent
+from bench.load.server import base
 from bench.plan import Options
 from bench.scenario import OLD_SUITE, Scenario
-from bench.server import base
 
 EVERY_SECONDS = 1.0
 

@@ -32,7 +32,7 @@ from vizora_rt.app.auth import (
     token_of,
     valid_id,
 )
-from vizora_rt.config import Auth
+from vizora_rt.config import AuthSettings
 from vizora_rt.errors import AUTH_EXPIRED, AUTH_INVALID, ORIGIN_DENIED, ConfigError, Refusal
 from vizora_rt.wire.http import Request, RequestParser
 
@@ -41,7 +41,7 @@ USER_SECRET = "user-secret-that-has-also-32-bytes"
 OLD_DEVICE_SECRET = "the-device-secret-before-this-one-"
 OLD_USER_SECRET = "the-user-secret-before-this-one---"
 
-KEYS = Auth(device_jwt_secret=DEVICE_SECRET, jwt_secret=USER_SECRET)
+KEYS = AuthSettings(device_jwt_secret=DEVICE_SECRET, jwt_secret=USER_SECRET)
 ROTATING = msgspec.structs.replace(
     KEYS, device_jwt_secret_previous=OLD_DEVICE_SECRET, jwt_secret_previous=OLD_USER_SECRET
 )
@@ -130,24 +130,24 @@ def sign(payload: bytes, key: str, header: Any = HS256, digest: str = "sha256") 
     return f"{signed}.{base64url(hmac.digest(key.encode(), signed.encode(), digest))}"
 
 
-def token(claims: dict[str, Any], key: str = DEVICE_SECRET, header: Any = HS256) -> str:
-    return sign(json.dumps(claims).encode(), key, header)
+def token(ownership_store: dict[str, Any], key: str = DEVICE_SECRET, header: Any = HS256) -> str:
+    return sign(json.dumps(ownership_store).encode(), key, header)
 
 
 UNSIGNED = ".".join(base64url(json.dumps(part).encode()) for part in ({"alg": "none"}, DEVICE)) + "."
 """RFC 7519 section 6.1."""
 
 
-def changed(claims: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
-    rest = {key: claims[key] for key in claims if key != name}
+def changed(ownership_store: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    rest = {key: ownership_store[key] for key in ownership_store if key != name}
     return rest if value is ABSENT else {**rest, name: value}
 
 
-def verify(text: str, now: float = NOW, config: Auth = KEYS) -> Identity | Refusal:
+def verify(text: str, now: float = NOW, config: AuthSettings = KEYS) -> Identity | Refusal:
     return Verifier(config).verify(text, now)
 
 
-def accepted(text: str, now: float = NOW, config: Auth = KEYS) -> Identity:
+def accepted(text: str, now: float = NOW, config: AuthSettings = KEYS) -> Identity:
     identity = verify(text, now, config)
     assert isinstance(identity, Identity)
     return identity
@@ -187,14 +187,14 @@ class TestIdentity:
         assert (identity.jti, identity.issued, identity.expires) == ("", 0, 0)
 
     def test_what_else_is_in_it(self) -> None:
-        claims = {**DEVICE, "deviceIdentifier": "MAC", "email": None, "aud": ["x"], "iss": 7, "roles": [{}]}
-        assert accepted(token(claims)).id == "lobby-1"
+        ownership_store = {**DEVICE, "deviceIdentifier": "MAC", "email": None, "aud": ["x"], "iss": 7, "roles": [{}]}
+        assert accepted(token(ownership_store)).id == "lobby-1"
 
     @pytest.mark.parametrize("kind", [ABSENT, None, "user", "Device", "device ", ["device"], {"device": 1}, True])
     def test_all_but_device_is_a_dashboard(self, kind: Any) -> None:
-        claims = changed(USER, "type", kind)
-        assert accepted(token(claims, USER_SECRET)).kind == "dashboard"
-        assert verify(token(claims, DEVICE_SECRET)) is AUTH_INVALID
+        ownership_store = changed(USER, "type", kind)
+        assert accepted(token(ownership_store, USER_SECRET)).kind == "dashboard"
+        assert verify(token(ownership_store, DEVICE_SECRET)) is AUTH_INVALID
 
     def test_made_by_another_implementation(self) -> None:
         assert accepted(jwt.encode(DEVICE, DEVICE_SECRET, algorithm="HS256")).id == "lobby-1"
@@ -319,11 +319,11 @@ class TestKeys:
     def test_none(self) -> None:
         """An empty secret is no secret: what it signs is refused too."""
         for text in (token(DEVICE), token(DEVICE, ""), token(USER, "")):
-            assert verify(text, config=Auth()) is AUTH_INVALID
+            assert verify(text, config=AuthSettings()) is AUTH_INVALID
 
     def test_short(self) -> None:
         """Operators have short ones in the field, though RFC 7518 section 3.2 asks for 32 bytes."""
-        config = Auth(device_jwt_secret="short")
+        config = AuthSettings(device_jwt_secret="short")
         assert accepted(token(DEVICE, "short"), config=config).id == "lobby-1"
 
     @pytest.mark.parametrize(
@@ -344,9 +344,9 @@ class TestKeys:
         program = (
             "import sys; sys.modules['cryptography'] = None\n"
             "from vizora_rt.app.auth import Verifier\n"
-            "from vizora_rt.config import Auth\n"
+            "from vizora_rt.config import AuthSettings\n"
             "from vizora_rt.errors import ConfigError\n"
-            "try: Verifier(Auth(algorithm=sys.argv[1], device_jwt_secret='x'))\n"
+            "try: Verifier(AuthSettings(algorithm=sys.argv[1], device_jwt_secret='x'))\n"
             "except ConfigError as error: print(error)\n"
         )
         shown = subprocess.run([sys.executable, "-c", program, algorithm], capture_output=True, text=True, check=True)
@@ -387,8 +387,8 @@ def pairs() -> dict[str, Pair]:
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
 class TestPublicKeys:
-    def config(self, algorithm: Any, pairs: dict[str, Pair]) -> Auth:
-        return Auth(
+    def config(self, algorithm: Any, pairs: dict[str, Pair]) -> AuthSettings:
+        return AuthSettings(
             algorithm=algorithm,
             device_jwt_secret=pairs[algorithm].public,
             jwt_secret=pairs[f"{algorithm} other"].public,
@@ -427,14 +427,14 @@ class TestPublicKeys:
     def test_keys_of_another_kind(self, algorithm: Any, pairs: dict[str, Pair]) -> None:
         for other in ({"RS256": "ES256", "ES256": "RS256"}[algorithm], "ES384"):
             with pytest.raises(ConfigError, match=f"auth.jwt_secret: cannot be a key for auth.algorithm {algorithm}"):
-                Verifier(Auth(algorithm=algorithm, jwt_secret=pairs[other].public))
+                Verifier(AuthSettings(algorithm=algorithm, jwt_secret=pairs[other].public))
         for text in (DEVICE_SECRET, PUBLIC_PEM, "-----BEGIN"):
             with pytest.raises(ConfigError, match="cannot be a key"):
-                Verifier(Auth(algorithm=algorithm, jwt_secret=text))
+                Verifier(AuthSettings(algorithm=algorithm, jwt_secret=text))
 
     def test_a_private_key(self, algorithm: Any, pairs: dict[str, Pair]) -> None:
         with pytest.raises(ConfigError, match=r"auth\.device_jwt_secret: is a private key"):
-            Verifier(Auth(algorithm=algorithm, device_jwt_secret=pairs[algorithm].private))
+            Verifier(AuthSettings(algorithm=algorithm, device_jwt_secret=pairs[algorithm].private))
 
     def test_a_public_key_cannot_mint(self, algorithm: str, pairs: dict[str, Pair]) -> None:
         with pytest.raises(ConfigError, match=f"auth.algorithm is {algorithm}: only the holder of the private key"):
@@ -463,8 +463,8 @@ class TestClaims:
     )
     def test_a_time_long_over(self, text: str) -> None:
         """Whatever number it is: 0 is not "without an end". Written by hand, for no encoder writes all of them."""
-        for claims, key in ((DEVICE, DEVICE_SECRET), (USER, USER_SECRET)):
-            payload = json.dumps({**claims, "exp": "EXP", "iat": 0}).replace('"EXP"', text).encode()
+        for ownership_store, key in ((DEVICE, DEVICE_SECRET), (USER, USER_SECRET)):
+            payload = json.dumps({**ownership_store, "exp": "EXP", "iat": 0}).replace('"EXP"', text).encode()
             verifier = Verifier(KEYS)
             for _ in range(2):
                 assert verifier.verify(sign(payload, key), NOW) is AUTH_EXPIRED
@@ -856,9 +856,11 @@ class TestMint:
     def test_user(self) -> None:
         text = mint_user(KEYS, "alice", "acme", NOW, 60, "alice@example.com")
         assert accepted(text).kind == "dashboard"
-        claims = jwt.decode(text, USER_SECRET, algorithms=["HS256"], options={"verify_exp": False, "verify_iat": False})
-        assert claims["email"] == "alice@example.com"
-        assert claims["type"] == "user"
+        ownership_store = jwt.decode(
+            text, USER_SECRET, algorithms=["HS256"], options={"verify_exp": False, "verify_iat": False}
+        )
+        assert ownership_store["email"] == "alice@example.com"
+        assert ownership_store["type"] == "user"
 
     def test_without_email(self) -> None:
         text = mint_user(KEYS, "alice", "acme", NOW, 60)
@@ -880,16 +882,16 @@ class TestMint:
     @pytest.mark.parametrize("secret", ["", PUBLIC_PEM])
     def test_without_a_secret(self, secret: str) -> None:
         with pytest.raises(ConfigError, match="the secret cannot be a key for HS256"):
-            mint_device(Auth(device_jwt_secret=secret), "lobby-1", "acme", NOW, 60)
+            mint_device(AuthSettings(device_jwt_secret=secret), "lobby-1", "acme", NOW, 60)
         with pytest.raises(ConfigError, match="the secret cannot be a key for HS256"):
-            mint_user(Auth(jwt_secret=secret), "alice", "acme", NOW, 60)
+            mint_user(AuthSettings(jwt_secret=secret), "alice", "acme", NOW, 60)
 
 
 class TestRenew:
     CLAIMS: ClassVar = {"sub": "lobby-1", "organizationId": "acme", "type": "device"}
 
-    def old(self, **claims: Any) -> Identity:
-        return accepted(jwt.encode({**self.CLAIMS, **claims}, DEVICE_SECRET, "HS256"))
+    def old(self, **ownership_store: Any) -> Identity:
+        return accepted(jwt.encode({**self.CLAIMS, **ownership_store}, DEVICE_SECRET, "HS256"))
 
     def claims(self, text: str) -> dict[str, Any]:
         options: Any = {"verify_exp": False, "verify_iat": False}
@@ -919,7 +921,7 @@ class TestRenew:
         assert "deviceIdentifier" not in self.claims(text)
 
     def test_one_of_the_secret_before_is_followed_by_one_of_the_secret_now(self) -> None:
-        keys = Auth(device_jwt_secret=DEVICE_SECRET, device_jwt_secret_previous="p" * 40)
+        keys = AuthSettings(device_jwt_secret=DEVICE_SECRET, device_jwt_secret_previous="p" * 40)
         old = Verifier(keys).verify(jwt.encode({**self.CLAIMS, "exp": NOW + 100}, "p" * 40, "HS256"), NOW)
         assert isinstance(old, Identity)
         assert accepted(renew(keys, old, NOW)[0]).id == "lobby-1"

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from vizora_rt.app import commands
-from vizora_rt.app.commands import FIRST_PATIENCE, MOST_PATIENCE, Delivery, Do, Entry, Phase, parse_line, verdict
+from vizora_rt.app.commands import (
+    FIRST_ACK_TIMEOUT,
+    MAX_ACK_TIMEOUT,
+    Action,
+    Delivery,
+    Phase,
+    QueuedCommand,
+    parse_line,
+    verdict,
+)
 
 IDS = st.text(st.characters(blacklist_categories=("C", "Z"), blacklist_characters="{}"), min_size=1, max_size=128)
 
@@ -20,14 +29,14 @@ class TestEntry:
     def test_a_line_is_read_as_it_was_written(
         self, entry_id: str, kind: str, expires: int, created: int, body: bytes
     ) -> None:
-        entry = Entry(entry_id, kind, expires, created, "host-1-ab 3", body)
+        entry = QueuedCommand(entry_id, kind, expires, created, "host-1-ab 3", body)
         assert parse_line(entry.line()) == entry
 
     def test_a_line_without_a_body(self) -> None:
-        assert parse_line(b"c1 5 4 node 1 reload") == Entry("c1", "reload", 5, 4, "node 1")
+        assert parse_line(b"c1 5 4 node 1 reload") == QueuedCommand("c1", "reload", 5, 4, "node 1")
 
     def test_events(self) -> None:
-        events = {kind: Entry("c", kind, 0, 0, "n 0").event for kind in ("reload", "playlist", "token")}
+        events = {kind: QueuedCommand("c", kind, 0, 0, "n 0").event for kind in ("reload", "playlist", "token")}
         assert events == {"reload": "command", "playlist": "playlist:update", "token": "token:refresh"}
 
 
@@ -71,52 +80,52 @@ class TestVerdict:
 class TestDelivery:
     def test_the_ordinary_way(self) -> None:
         delivery = Delivery()
-        assert delivery.look() is Do.LOOK
-        assert delivery.found("a") is Do.SEND
-        assert delivery.acked() is Do.RECORD
-        assert delivery.found("b") is Do.SEND
-        assert delivery.acked() is Do.RECORD
-        assert delivery.found(None) is Do.NOTHING
+        assert delivery.look() is Action.LOOK
+        assert delivery.found("a") is Action.SEND
+        assert delivery.acked() is Action.RECORD
+        assert delivery.found("b") is Action.SEND
+        assert delivery.acked() is Action.RECORD
+        assert delivery.found(None) is Action.NOTHING
         assert delivery.phase is Phase.IDLE
 
     def test_one_at_a_time(self) -> None:
         delivery = Delivery()
         delivery.look()
         delivery.found("a")
-        assert delivery.look() is Do.NOTHING
+        assert delivery.look() is Action.NOTHING
         assert delivery.phase is Phase.AWAITING
 
     def test_a_bell_during_a_look_or_a_record_is_heard_afterwards(self) -> None:
         delivery = Delivery()
         delivery.look()
-        assert delivery.look() is Do.NOTHING
-        assert delivery.found(None) is Do.LOOK
+        assert delivery.look() is Action.NOTHING
+        assert delivery.found(None) is Action.LOOK
         delivery.found("a")
         delivery.acked()
-        assert delivery.look() is Do.NOTHING
-        assert delivery.found(None) is Do.LOOK
-        assert delivery.found(None) is Do.NOTHING
+        assert delivery.look() is Action.NOTHING
+        assert delivery.found(None) is Action.LOOK
+        assert delivery.found(None) is Action.NOTHING
 
     def test_patience_doubles_for_the_same_entry_and_begins_anew_for_another(self) -> None:
         delivery = Delivery()
         delivery.look()
         patience = []
         for _ in range(8):
-            assert delivery.found("a") is Do.SEND
-            patience.append(delivery.patience)
-            assert delivery.overdue() is Do.LOOK
+            assert delivery.found("a") is Action.SEND
+            patience.append(delivery.ack_timeout)
+            assert delivery.overdue() is Action.LOOK
         assert patience == [10, 20, 40, 80, 160, 300, 300, 300]
-        assert (patience[0], patience[-1]) == (FIRST_PATIENCE, MOST_PATIENCE)
+        assert (patience[0], patience[-1]) == (FIRST_ACK_TIMEOUT, MAX_ACK_TIMEOUT)
         delivery.found("b")
-        assert delivery.patience == FIRST_PATIENCE
+        assert delivery.ack_timeout == FIRST_ACK_TIMEOUT
 
     def test_an_ack_that_comes_late_while_it_is_looked_up_again(self) -> None:
         delivery = Delivery()
         delivery.look()
         delivery.found("a")
         delivery.overdue()
-        assert delivery.acked() is Do.NOTHING
-        assert delivery.found("a") is Do.RECORD
+        assert delivery.acked() is Action.NOTHING
+        assert delivery.found("a") is Action.RECORD
 
     def test_a_late_ack_of_what_has_expired_meanwhile(self) -> None:
         delivery = Delivery()
@@ -124,8 +133,8 @@ class TestDelivery:
         delivery.found("a")
         delivery.overdue()
         delivery.acked()
-        assert delivery.found("b") is Do.SEND
-        assert delivery.acked() is Do.RECORD
+        assert delivery.found("b") is Action.SEND
+        assert delivery.acked() is Action.RECORD
 
     def test_an_ack_that_could_not_be_recorded_is_not_asked_for_again(self) -> None:
         delivery = Delivery()
@@ -133,23 +142,23 @@ class TestDelivery:
         delivery.found("a")
         delivery.acked()
         delivery.failed()
-        assert delivery.look() is Do.LOOK
-        assert delivery.found("a") is Do.RECORD
+        assert delivery.look() is Action.LOOK
+        assert delivery.found("a") is Action.RECORD
 
     def test_acks_that_nobody_waits_for(self) -> None:
         delivery = Delivery()
-        assert delivery.acked() is Do.NOTHING
+        assert delivery.acked() is Action.NOTHING
         delivery.look()
-        assert delivery.acked() is Do.NOTHING
+        assert delivery.acked() is Action.NOTHING
         delivery.found("a")
         delivery.acked()
-        assert delivery.acked() is Do.NOTHING
+        assert delivery.acked() is Action.NOTHING
 
     def test_overdue_only_while_an_ack_is_awaited(self) -> None:
         delivery = Delivery()
-        assert delivery.overdue() is Do.NOTHING
+        assert delivery.overdue() is Action.NOTHING
         delivery.look()
-        assert delivery.overdue() is Do.NOTHING
+        assert delivery.overdue() is Action.NOTHING
 
 
 class Fleet(RuleBasedStateMachine):
@@ -171,7 +180,7 @@ class Fleet(RuleBasedStateMachine):
 
     def connect(self) -> None:
         self.delivery = Delivery()
-        self.asked: deque[tuple[Do, int]] = deque()
+        self.asked: deque[tuple[Action, int]] = deque()
         self.to_screen: deque[int] = deque()
         self.acks: deque[int] = deque()
         self.sent = -1
@@ -180,18 +189,18 @@ class Fleet(RuleBasedStateMachine):
 
     # What a worker does.
 
-    def do(self, do: Do) -> None:
-        if do is Do.LOOK:
+    def do(self, do: Action) -> None:
+        if do is Action.LOOK:
             self.asked.append((do, -1))
-        elif do is Do.RECORD:
+        elif do is Action.RECORD:
             self.asked.append((do, int(self.delivery.entry_id)))
-        elif do is Do.SEND:
+        elif do is Action.SEND:
             self.sent = int(self.delivery.entry_id)
             self.to_screen.append(self.sent)
 
-    def apply(self, do: Do, number: int) -> str | None:
+    def apply(self, do: Action, number: int) -> str | None:
         """What the scripts do."""
-        if do is Do.RECORD and self.ledger and self.ledger[0] == number:
+        if do is Action.RECORD and self.ledger and self.ledger[0] == number:
             self.recorded.add(self.ledger.popleft())
         while self.ledger and self.expiry[self.ledger[0]] <= self.now:
             self.expired.add(self.ledger.popleft())

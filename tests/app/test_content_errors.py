@@ -37,7 +37,7 @@ def handle(**data: Any) -> tuple[Outcome, dict[str, Any], tuple[Any, ...]]:
     """The outcome in the end, the kept error, and the arguments of the event."""
     payload = payloads.validate(ContentError, {"contentId": "spot", "errorType": "timeout", **data})
     assert isinstance(payload, ContentError)
-    kept = ContentErrors(config.Plays(max_events=5000)).error(Device("lobby", "acme"), payload, NOW).write
+    kept = ContentErrors(config.PlaySettings(max_events=5000)).error(Device("lobby", "acme"), payload, NOW).write
     assert kept is not None
     assert (kept.script, kept.keys) == ("content_error", ("vz:{d:lobby}:errors",))
     told = kept.then(1).write

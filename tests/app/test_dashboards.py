@@ -12,9 +12,9 @@ from vizora_rt.app import dashboards
 from vizora_rt.app.auth import Identity
 from vizora_rt.app.dashboards import (
     PAGE,
+    DashboardSubscription,
     Room,
     Rooms,
-    Watch,
     described,
     join_own_room,
     leave_own_room,
@@ -46,7 +46,7 @@ def body(name: str, seq: int) -> bytes:
     return json.dumps({"deviceId": name, "seq": seq}).encode()
 
 
-def enter(organization: str = "acme") -> tuple[Rooms, Watch]:
+def enter(organization: str = "acme") -> tuple[Rooms, DashboardSubscription]:
     rooms = Rooms()
     return rooms, rooms.enter(viewer(organization))
 
@@ -232,8 +232,8 @@ class Wall(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "watch"):
             return
-        for bell in self.bells:
-            self.watch.room.change(*bell, body(*bell))
+        for message in self.bells:
+            self.watch.room.change(*message, body(*message))
         while self.watch.waiting is not None:
             self.read = None
             self.read_page()
@@ -252,9 +252,11 @@ TestWall = Wall.TestCase
 
 
 class TestJoin:
-    def join(self, event: str, data: Any, organization: str = "acme") -> tuple[Outcome, Watch, list[Watch]]:
+    def join(
+        self, event: str, data: Any, organization: str = "acme"
+    ) -> tuple[Outcome, DashboardSubscription, list[DashboardSubscription]]:
         rooms, watch = enter(organization)
-        wanted: list[Watch] = []
+        wanted: list[DashboardSubscription] = []
         rooms.on_join = wanted.append
         row = rooms.table[event]
         payload = validate(row.schema, data)

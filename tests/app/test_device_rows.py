@@ -7,7 +7,7 @@ from tests.app.test_state import Bells, Screen, connect
 from vizora_rt.app.device_rows import DeviceRows, Row
 from vizora_rt.app.handlers import Handlers
 from vizora_rt.app.state import State
-from vizora_rt.config import Player
+from vizora_rt.config import PlayerSettings
 from vizora_rt.errors import SUPERSEDED
 from vizora_rt.wire.payloads import DeviceMetrics, Heartbeat
 
@@ -18,7 +18,7 @@ class Office:
     def __init__(self) -> None:
         self.state = State(Bells())
         self.rows = DeviceRows(self.state)
-        self.handlers = Handlers(self.state, Player())
+        self.handlers = Handlers(self.state, PlayerSettings())
         self.now = 0
 
     def beat(self, name: str, cpu: float | None = None) -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from vizora_rt.app import events
-from vizora_rt.net.link import Address, ask
+from vizora_rt.net.redis.address import Address
+from vizora_rt.net.redis.blocking import ask
 from vizora_rt.wire.resp import pack
 
 

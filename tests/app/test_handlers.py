@@ -8,7 +8,7 @@ import pytest
 
 from vizora_rt.app.handlers import Handlers, Outcome
 from vizora_rt.app.state import Device, State
-from vizora_rt.config import Player
+from vizora_rt.config import PlayerSettings
 from vizora_rt.errors import INVALID_PAYLOAD
 from vizora_rt.wire import messages
 from vizora_rt.wire.messages import json_struct
@@ -25,7 +25,7 @@ class Room:
     def __init__(self, heartbeat_interval: int = 15_000) -> None:
         self.rung = 0
         self.state = State(self.ring)
-        self.handlers = Handlers(self.state, Player(heartbeat_interval=heartbeat_interval))
+        self.handlers = Handlers(self.state, PlayerSettings(heartbeat_interval=heartbeat_interval))
         self.device = Device("lobby-1", "acme")
         self.device.status, self.device.reason, self.device.since = "online", "connected", NOW - 60_000
 

@@ -32,9 +32,10 @@ from vizora_rt.app.play_script import (
     TEXT_RUNS,
 )
 from vizora_rt.app.plays import describe
-from vizora_rt.net import embedded
-from vizora_rt.net.embedded import Embedded
-from vizora_rt.net.link import Address, ask
+from vizora_rt.net.redis.address import Address
+from vizora_rt.net.redis.blocking import ask
+from vizora_rt.net.valkey import server as valkey_server
+from vizora_rt.net.valkey.server import EmbeddedServer
 from vizora_rt.wire.resp import ReplyError, pack
 
 NOW = 1_795_425_772_550
@@ -48,7 +49,7 @@ Entry = dict[str, str]
 class Table:
     """One device's plays in Redis."""
 
-    def __init__(self, store: Embedded, device: str = "lobby") -> None:
+    def __init__(self, store: EmbeddedServer, device: str = "lobby") -> None:
         self.address = Address.parse(store.url)
         self.device = device
         self.seen, self.stream, self.legacy = (
@@ -135,7 +136,7 @@ class Said:
 
 
 @pytest.fixture
-def table(valkey: Embedded, redis_url: str) -> Table:
+def table(valkey: EmbeddedServer, redis_url: str) -> Table:
     return Table(valkey)
 
 
@@ -898,7 +899,7 @@ class TestCost:
 class Network(RuleBasedStateMachine):
     """A device, a network that loses, repeats and reorders, and a Redis that is killed. The gateway is the script."""
 
-    store: Embedded
+    store: EmbeddedServer
 
     def __init__(self) -> None:
         super().__init__()
@@ -994,12 +995,12 @@ class Network(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def own(tmp_path: Any) -> Iterator[Embedded]:
-    store = embedded.start(tmp_path)
+def own(tmp_path: Any) -> Iterator[EmbeddedServer]:
+    store = valkey_server.start(tmp_path)
     yield store
     store.stop()
 
 
-def test_a_device_and_its_network(own: Embedded) -> None:
+def test_a_device_and_its_network(own: EmbeddedServer) -> None:
     machine = type("Machine", (Network,), {"store": own})
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40, deadline=None))

@@ -8,7 +8,7 @@ from vizora_rt import config
 from vizora_rt.app import plays
 from vizora_rt.app.handlers import Outcome, Write
 from vizora_rt.app.play_script import ARGUMENTS, DAY_MS, HEAD, KEEP_DAYS, LISTED_HOLES, PLAYS_A_CALL
-from vizora_rt.app.plays import Plays, describe, when
+from vizora_rt.app.plays import PlayRecorder, describe, when
 from vizora_rt.app.state import Device
 from vizora_rt.errors import PLAYS_SHARE, STORE_FULL, STORE_UNAVAILABLE
 from vizora_rt.wire import payloads
@@ -24,8 +24,8 @@ def device() -> Device:
 
 
 @pytest.fixture
-def recorder() -> Plays:
-    made = Plays(config.Plays(max_entries=16_000))
+def recorder() -> PlayRecorder:
+    made = PlayRecorder(config.PlaySettings(max_entries=16_000))
     made.partitions = 16
     return made
 
@@ -53,7 +53,7 @@ def arguments(outcome: Outcome) -> tuple[Any, ...]:
 
 
 class TestKeys:
-    def test_all_of_a_device_have_one_tag(self, device: Device, recorder: Plays) -> None:
+    def test_all_of_a_device_have_one_tag(self, device: Device, recorder: PlayRecorder) -> None:
         keys = write(recorder.impression(device, impression(), NOW)).keys
         number = plays.partition(b"lobby", 16)
         tag = b"vz:{p:%d}:" % number
@@ -65,7 +65,7 @@ class TestKeys:
 
 
 class TestArguments:
-    def test_of_a_message(self, device: Device, recorder: Plays) -> None:
+    def test_of_a_message(self, device: Device, recorder: PlayRecorder) -> None:
         head = write(recorder.impressions(device, impressions({"seq": 1}, {"seq": 2}), NOW)).args[:HEAD]
         assert head == (NOW, TODAY, 1000, 250, b"lobby", "acme", "b", "", "", LISTED_HOLES)
 
@@ -75,10 +75,10 @@ class TestArguments:
     )
     def test_a_share_holds_a_batch(self, device: Device, entries: int, room: int, share: int) -> None:
         """Of a stream that has room for five, else there is none."""
-        off = Plays(config.Plays(max_entries=entries, device_share=1))
+        off = PlayRecorder(config.PlaySettings(max_entries=entries, device_share=1))
         off.partitions = 16
         assert write(off.impressions(device, impressions({"seq": 1}), NOW)).args[2:4] == (room, 0)
-        made = Plays(config.Plays(max_entries=entries, device_share=0.1))
+        made = PlayRecorder(config.PlaySettings(max_entries=entries, device_share=0.1))
         made.partitions = 16
         assert write(made.impressions(device, impressions({"seq": 1}), NOW)).args[2:4] == (room, share)
 
@@ -97,14 +97,14 @@ class TestArguments:
         ],
     )
     def test_how_far_the_clock_is_behind(
-        self, device: Device, recorder: Plays, sent_at: Any, beat: int | None, clock: int | str
+        self, device: Device, recorder: PlayRecorder, sent_at: Any, beat: int | None, clock: int | str
     ) -> None:
         device.clock_ms = beat
         batch = payloads.validate(Impressions, {"boot": "b", "plays": [], "sentAt": sent_at})
         assert write(recorder.impressions(device, batch, NOW)).args[7] == clock
         assert write(recorder.impression(device, impression(sentAt=sent_at), NOW)).args[7] == clock
 
-    def test_of_a_play(self, device: Device, recorder: Plays) -> None:
+    def test_of_a_play(self, device: Device, recorder: PlayRecorder) -> None:
         played = {"playlistId": "p", "duration": 2.5, "completionPercentage": 100, "timestamp": NOW - DAY_MS}
         given = arguments(recorder.impressions(device, impressions({"seq": 7, "phase": "start", **played}), NOW))
         assert given == (7, 1, TODAY - 1, NOW - DAY_MS, "", "spot", "p", "2.5", "100")
@@ -116,11 +116,11 @@ class TestArguments:
         [({}, 1), ({"duration": 0}, 2), ({"completionPercentage": 0}, 2), ({"timestamp": NOW, "playlistId": "p"}, 1)],
     )
     def test_without_a_number_the_phase_is_guessed(
-        self, device: Device, recorder: Plays, fields: dict[str, Any], phase: int
+        self, device: Device, recorder: PlayRecorder, fields: dict[str, Any], phase: int
     ) -> None:
         assert arguments(recorder.impression(device, impression(**fields), NOW))[1] == phase
 
-    def test_without_a_number_content_time_and_phase_tell_it(self, device: Device, recorder: Plays) -> None:
+    def test_without_a_number_content_time_and_phase_tell_it(self, device: Device, recorder: PlayRecorder) -> None:
         def digest(**data: Any) -> bytes:
             found = arguments(recorder.impression(device, impression(**data), NOW))[0]
             assert isinstance(found, bytes)
@@ -145,7 +145,9 @@ class TestArguments:
             ("0001-01-01T00:00:00Z", TODAY),
         ],
     )
-    def test_the_day_is_the_player_s_when_that_can_be(self, device: Device, recorder: Plays, at: Any, day: int) -> None:
+    def test_the_day_is_the_player_s_when_that_can_be(
+        self, device: Device, recorder: PlayRecorder, at: Any, day: int
+    ) -> None:
         assert arguments(recorder.impression(device, impression(timestamp=at), NOW))[2] == day
 
 
@@ -166,7 +168,7 @@ class TestTimes:
     def test_when(self, given: Any, found: tuple[int | None, str]) -> None:
         assert when(given) == found
 
-    def test_one_that_is_not_understood_tells_the_play(self, device: Device, recorder: Plays) -> None:
+    def test_one_that_is_not_understood_tells_the_play(self, device: Device, recorder: PlayRecorder) -> None:
         def told(**data: Any) -> tuple[Any, ...]:
             made = write(recorder.impression(device, impression(**data), NOW)).args
             return (made[HEAD], made[8])
@@ -181,11 +183,11 @@ class TestTimes:
         ]
         assert len({known, *(told(**each) for each in others)}) == 4
 
-    def test_it_is_kept_cut_to_length(self, device: Device, recorder: Plays) -> None:
+    def test_it_is_kept_cut_to_length(self, device: Device, recorder: PlayRecorder) -> None:
         given = arguments(recorder.impression(device, impression(timestamp="y" * 200), NOW))
         assert given[3:5] == ("", "y" * 128)
 
-    def test_it_is_counted_when_the_play_is_new(self, device: Device, recorder: Plays) -> None:
+    def test_it_is_counted_when_the_play_is_new(self, device: Device, recorder: PlayRecorder) -> None:
         then = write(recorder.impression(device, impression(timestamp="yesterday"), NOW)).then
         ignored = ("ws_fields_ignored_total", ("content:impression", "wrong_type"), 1)
         assert then([1, -1, 1, 0, 1, -1, 0, 0, 0, b""]).tallies == (ignored,)
@@ -199,7 +201,7 @@ class TestParts:
     def reply(accepted: int, duplicates: int) -> list[Any]:
         return [1, 5, accepted, duplicates, accepted, 0, 0, 0, 0, b""]
 
-    def test_each_is_counted_and_the_last_is_acked(self, device: Device, recorder: Plays) -> None:
+    def test_each_is_counted_and_the_last_is_acked(self, device: Device, recorder: PlayRecorder) -> None:
         outcome = recorder.impressions(device, impressions(*({"seq": n} for n in range(1, 2 * PLAYS_A_CALL + 2))), NOW)
         numbers: list[int] = []
         for accepted, duplicates in ((30, 10), (40, 0), (0, 1)):
@@ -213,7 +215,7 @@ class TestParts:
         assert outcome.write is None
         assert outcome.reply == b'{"watermark":5,"accepted":70,"duplicates":11,"missing":[]}'
 
-    def test_what_is_refused_ends_it(self, device: Device, recorder: Plays) -> None:
+    def test_what_is_refused_ends_it(self, device: Device, recorder: PlayRecorder) -> None:
         batch = impressions(*({"seq": n} for n in range(1, 2 * PLAYS_A_CALL + 2)))
         second = write(recorder.impressions(device, batch, NOW)).then(self.reply(PLAYS_A_CALL, 0))
         outcome = write(second).then([0])
@@ -236,9 +238,9 @@ class TestParts:
 
 class TestSettling:
     def test_before_redis_has_said_how_many_partitions_there_are(self, device: Device) -> None:
-        assert Plays(config.Plays()).impression(device, impression(), NOW).refusal is STORE_UNAVAILABLE
+        assert PlayRecorder(config.PlaySettings()).impression(device, impression(), NOW).refusal is STORE_UNAVAILABLE
 
-    def test_a_single_play(self, device: Device, recorder: Plays) -> None:
+    def test_a_single_play(self, device: Device, recorder: PlayRecorder) -> None:
         then = write(recorder.impression(device, impression(play={"boot": "b", "seq": 9}), NOW)).then
         outcome = then([1, 5, 1, 0, 1, 3, 0, 0, 0, b"[6,8]"])
         assert outcome.reply == b'{"duplicate":false,"watermark":5}'
@@ -248,12 +250,12 @@ class TestSettling:
         assert outcome.reply == b'{"duplicate":true,"watermark":5}'
         assert outcome.counts == (("content_impressions_duplicate_total", 1),)
 
-    def test_a_play_without_a_number_leaves_what_is_missing(self, device: Device, recorder: Plays) -> None:
+    def test_a_play_without_a_number_leaves_what_is_missing(self, device: Device, recorder: PlayRecorder) -> None:
         device.missing = 4
         outcome = write(recorder.impression(device, impression(), NOW)).then([1, -1, 1, 0, 0, -1, 0, 0, 0, b""])
         assert (outcome.reply, outcome.counts, device.missing) == (b'{"duplicate":false}', (), 4)
 
-    def test_a_batch(self, device: Device, recorder: Plays) -> None:
+    def test_a_batch(self, device: Device, recorder: PlayRecorder) -> None:
         then = write(recorder.impressions(device, impressions({"seq": 1}), NOW)).then
         outcome = then([1, 5, 7, 2, 4, 9, 1, 2, 30, b"[6,8],[10,15]"])
         assert outcome.reply == b'{"watermark":5,"accepted":7,"duplicates":2,"missing":[[6,8],[10,15]]}'
@@ -263,18 +265,18 @@ class TestSettling:
             for name, times in (("plays_holes", 1), ("plays_boots", 2), ("plays_entries", 30))
         )
 
-    def test_no_room(self, device: Device, recorder: Plays) -> None:
+    def test_no_room(self, device: Device, recorder: PlayRecorder) -> None:
         outcome = write(recorder.impressions(device, impressions({"seq": 1}), NOW)).then([0])
         assert (outcome.refusal, outcome.counts) == (STORE_FULL, ())
         assert outcome.tallies == (("limits_exceeded_total", ("plays_entries",), 1),)
 
-    def test_a_device_with_its_share(self, device: Device, recorder: Plays) -> None:
+    def test_a_device_with_its_share(self, device: Device, recorder: PlayRecorder) -> None:
         outcome = write(recorder.impressions(device, impressions({"seq": 1}), NOW)).then([2, 60_000])
         assert (outcome.refusal, outcome.counts, outcome.retry_after_ms) == (PLAYS_SHARE, (), 60_000)
         assert outcome.tallies == (("limits_exceeded_total", ("plays_share",), 1),)
 
     def test_a_batch_always_has_room(self, device: Device) -> None:
-        small = Plays(config.Plays(partitions=1024, max_entries=1000))
+        small = PlayRecorder(config.PlaySettings(partitions=1024, max_entries=1000))
         small.partitions = 1024
         assert write(small.impression(device, impression(), NOW)).args[2] == payloads.MAX_PLAYS
 

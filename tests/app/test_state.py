@@ -36,7 +36,7 @@ class Screen:
     def stalled(self) -> bool:
         raise AssertionError
 
-    def allow(self, message_bytes: int) -> None:
+    def set_message_limit(self, message_bytes: int) -> None:
         raise AssertionError("the state has no limits")
 
     def close(self, cause: Close) -> None:
@@ -94,10 +94,10 @@ class TestConnect:
     def test_what_it_said_outlives_a_reconnect(self) -> None:
         state = State(Bells())
         device = connect(state, older := Screen("lobby-1"))
-        device.heartbeat, device.last_heartbeat, device.arrival = Heartbeat(uptime=5), 1500, 3.5
+        device.heartbeat, device.last_heartbeat, device.tat = Heartbeat(uptime=5), 1500, 3.5
         assert state.disconnect(device, older, "silent")
         assert connect(state, Screen("lobby-1"), 2) is device
-        assert (device.heartbeat, device.last_heartbeat, device.arrival) == (Heartbeat(uptime=5), 1500, 3.5)
+        assert (device.heartbeat, device.last_heartbeat, device.tat) == (Heartbeat(uptime=5), 1500, 3.5)
 
     def test_a_device_may_change_its_organisation(self) -> None:
         state, older, newer = State(Bells()), Screen("lobby-1", "acme"), Screen("lobby-1", "globex")

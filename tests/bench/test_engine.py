@@ -19,8 +19,9 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from bench import engine, histogram, messages, pace, server, tally, tokens
-from vizora_rt.net.dial import parse_url
+from bench.load import counters, engine, messages, schedule, server, tokens
+from bench.report import histogram
+from vizora_rt.client.websocket import parse_url
 from vizora_rt.wire import socketio
 from vizora_rt.wire.frames import TEXT, parse_frame
 from vizora_rt.wire.messages import decode
@@ -99,7 +100,7 @@ class TestEngine:
             if number == 0:
                 time.sleep(0.5)
 
-        beat = pace.OpenLoop(messages.heartbeats(4), 100.0)
+        beat = schedule.OpenLoop(messages.heartbeats(4), 100.0)
         with server_thread(acking(before=stall)) as url:
             run = engine.Engine(parse_url(url), beat)
             await run.connect(["t"], 1000.0, lambda phase, share: None)
@@ -131,7 +132,7 @@ class TestEngine:
 
         async with asyncio.timeout(20), serving(handle) as url:
             endpoint = parse_url(url.removesuffix("/ws") + SOCKETIO)
-            run = engine.Engine(endpoint, pace.ClosedLoop(messages.heartbeats(2, socketio.encode), 1))
+            run = engine.Engine(endpoint, schedule.ClosedLoop(messages.heartbeats(2, socketio.encode), 1))
             await run.connect(["t"], 1000.0, lambda phase, share: None)
             run.pace.start(run)
             while not run.closed:
@@ -160,7 +161,7 @@ class TestEngine:
             await connection.close()
 
         async with asyncio.timeout(20), serving(handle) as url:
-            run = engine.Engine(parse_url(url), pace.ClosedLoop([b""], 1))
+            run = engine.Engine(parse_url(url), schedule.ClosedLoop([b""], 1))
             await run.connect(["t"], 1000.0, lambda phase, share: None)
             while not run.closed:
                 await asyncio.sleep(0)
@@ -179,7 +180,7 @@ class TestEngine:
         assert found.max == pytest.approx(3600, rel=0.01)
 
     def test_messages_from_before_the_reset_do_not_count(self) -> None:
-        counted = tally.Tally()
+        counted = counters.Tally()
         ack = json.dumps({"event": "ack", "id": 1, "data": ACK}, separators=(",", ":")).encode()
         counted.ack(ack, counted.since - 1, counted.since + 5)
         assert counted.answered == 0
@@ -209,10 +210,10 @@ def test_heartbeats_are_what_the_server_takes_whole() -> None:
 
 def test_tokens() -> None:
     made = tokens.mint(SECRET, 501)
-    claims = [jwt.decode(token, SECRET, algorithms=["HS256"]) for token in made]
-    assert len({each["sub"] for each in claims}) == 501
-    assert {each["organizationId"] for each in claims} == {"bench-org-0", "bench-org-1"}
-    assert {each["type"] for each in claims} == {"device"}
+    ownership_store = [jwt.decode(token, SECRET, algorithms=["HS256"]) for token in made]
+    assert len({each["sub"] for each in ownership_store}) == 501
+    assert {each["organizationId"] for each in ownership_store} == {"bench-org-0", "bench-org-1"}
+    assert {each["type"] for each in ownership_store} == {"device"}
 
 
 def test_usage_of_processes() -> None:

@@ -21,10 +21,10 @@ from bench.peers.catalog import BARE, SOCKETIO, Peer
 from bench.peers.command import choose, peers_command
 from bench.peers.comparison import Load, Row, load_of
 from bench.peers.servers import Server, ServerError
-from bench.schema import Scenario
+from bench.report.schema import Scenario
 from tests.bench.test_report import measurement, report
 from tests.net.peers import device_token
-from tests.service import PATIENCE, until
+from tests.service_process import PATIENCE, until
 
 CORE = min(os.sched_getaffinity(0))
 NAMES = [peer.name for peer in catalog.peers(Path())]

@@ -11,12 +11,12 @@ import jsonschema
 import msgspec
 import pytest
 
-from bench import figures, histogram, html, schema, svg, terminal, thresholds
-from bench.agent import Connects, Measured
-from bench.figures import Look, Measurement
+from bench.load.counters import Interval, Recorder, Taken
+from bench.load.load_context import Connects, Measured
+from bench.load.server import Process
 from bench.plan import Options
-from bench.server import Process
-from bench.tally import Interval, Recorder, Taken
+from bench.report import figures, histogram, html, schema, svg, terminal, thresholds
+from bench.report.figures import Look, Measurement
 from tests.tools import tool
 
 MIB = 2**20
@@ -123,13 +123,13 @@ class TestFigures:
 class TestRecorder:
     def test_warm_up_counts_for_nothing(self) -> None:
         recorder = Recorder()
-        tally = recorder.tally("heartbeat")
-        tally.ask(5)
+        result = recorder.tally("heartbeat")
+        result.ask(5)
         recorder.begin(1000)
         for due in (999, 1000, 1500):
-            tally.ask(due)
-            tally.succeed(due, due + 7000)
-        tally.refuse(1600, 1700, "CODE")
+            result.ask(due)
+            result.succeed(due, due + 7000)
+        result.refuse(1600, 1700, "CODE")
         taken = recorder.take().kinds["heartbeat"]
         assert taken == (2, 2, {"CODE": 1}, 3, {7: 2, 0: 1})
         assert recorder.take().kinds["heartbeat"] == (0, 0, {}, 0, {})

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from bench import histogram, schema
-from bench.catalogue import SCENARIOS
+from bench.report import histogram, schema
 from bench.scenarios import hostile
-from tests.service import Service
+from bench.scenarios.catalogue import SCENARIOS
+from tests.service_process import Service
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {

@@ -16,19 +16,19 @@ from vizora_rt import config
 from vizora_rt.app.auth import Identity
 from vizora_rt.config import Config
 from vizora_rt.errors import NOT_FOUND
-from vizora_rt.metrics import Metrics
-from vizora_rt.net.admission import Refused
-from vizora_rt.net.connection import Connection, Terms
-from vizora_rt.net.gateway import Settle
-from vizora_rt.net.greeting import Greeted
-from vizora_rt.net.http import Server
-from vizora_rt.net.line import Enter, Waits
-from vizora_rt.net.store import Store
-from vizora_rt.net.timers import Wheel
-from vizora_rt.net.turn_queue import TurnQueue
+from vizora_rt.net.access.admission import Refused
+from vizora_rt.net.access.handshake_queue import OnAdmitted, OnQueued
+from vizora_rt.net.api.operations import add_health_routes
+from vizora_rt.net.redis.client import RedisClient
+from vizora_rt.net.server.http import HTTPServer
+from vizora_rt.net.server.socketio import Greeted
+from vizora_rt.net.server.turn_queue import TurnQueue
+from vizora_rt.net.server.websocket import Connection, ConnectionContext, Settle
+from vizora_rt.net.timer_wheel import Wheel
+from vizora_rt.telemetry.metrics import Metrics
 from vizora_rt.wire.http import Request
 from vizora_rt.wire.session import Session
-from vizora_rt.wire.socketio import Hello
+from vizora_rt.wire.socketio import ConnectPacket
 
 MESSAGE_BYTES = 64 * 1024 * 1024
 NOBODY = Identity("device", "nobody", "nobody", "", 0, 0)
@@ -39,17 +39,17 @@ class Echo:
 
     def __init__(self, settings: Config, metrics: Metrics, wheel: Wheel) -> None:
         bytes_in, bytes_out = (metrics.counter("ws_bytes_total", direction) for direction in ("in", "out"))
-        self._terms = Terms(settings, wheel, bytes_in, bytes_out)
+        self._terms = ConnectionContext(settings, wheel, bytes_in, bytes_out)
         self.connections = 0
         self.draining = self.leaving = False
 
-    def admit(self, request: Request, address: str, settle: Settle, waits: Waits) -> None:
+    def admit(self, request: Request, address: str, settle: Settle, waits: OnQueued) -> None:
         connection = Connection(self, self._terms, NOBODY, address)
         self.connections += 1
         settle(connection)
         connection.release()
 
-    def knock(self, address: str, enter: Enter, refused: Refused, waits: Waits) -> None:
+    def admit_anonymous(self, address: str, enter: OnAdmitted, refused: Refused, waits: OnQueued) -> None:
         refused(NOT_FOUND)
 
     def connections_of(self, address: str) -> int:
@@ -58,8 +58,8 @@ class Echo:
     def forgo(self, address: str) -> None:
         pass
 
-    def greet(
-        self, request: Request, hello: Hello, address: str, session: Session, greeted: Greeted, waits: Waits
+    def connect_socketio(
+        self, request: Request, packet: ConnectPacket, address: str, session: Session, greeted: Greeted, waits: OnQueued
     ) -> None:
         greeted(NOT_FOUND)
 
@@ -80,7 +80,7 @@ class Echo:
         self.connections -= 1
 
 
-class EchoServer(Server):
+class EchoServer(HTTPServer):
     def upgrades(self, request: Request) -> bool:
         return request.upgrade
 
@@ -93,9 +93,10 @@ async def serve(host: str, port: int) -> None:
     metrics = Metrics(settings.metrics)
     wheel = Wheel(loop.time)
     wheel.start()
-    store = Store(settings.redis, "redis://127.0.0.1", metrics, name="echo")
+    store = RedisClient(settings.redis, "redis://127.0.0.1", metrics, name="echo")
     echo = Echo(settings, metrics, wheel)
-    server = EchoServer(settings, echo, metrics, wheel, store, lambda *_: None)
+    server = EchoServer(settings, echo, metrics, wheel)
+    add_health_routes(server, settings, echo, store, lambda *_: None)
     listening = await loop.create_server(server.exchange, host, port, reuse_address=True)
     print(f"echoing on ws://{host}:{listening.sockets[0].getsockname()[1]}", flush=True)
     await listening.serve_forever()

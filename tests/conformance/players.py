@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.service import PATIENCE
+from tests.service_process import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / ".venv" / "node"

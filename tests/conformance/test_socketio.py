@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 
 from tests.conformance.players import DASHBOARD, ELECTRON, OLD_CLIENT, TV, Players, Record
 from tests.net.peers import DEVICE_SECRET, USER_SECRET, device_token, user_token
-from tests.service import PATIENCE, Service, until
+from tests.service_process import PATIENCE, Service, until
 
 API_KEY = "k" * 20
 PAGE = "https://app.example"

@@ -15,8 +15,8 @@ import redis
 from websockets.exceptions import ConnectionClosed
 
 from tests.net.peers import PATIENCE, Client, Json, Node, Wire, device_token, dial
-from vizora_rt.net.control import Control
-from vizora_rt.net.control_routes import Routes
+from vizora_rt.net.api.control import Control
+from vizora_rt.net.api.control_routes import Routes
 
 API_KEY = "k" * 20
 

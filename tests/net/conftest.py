@@ -14,31 +14,32 @@ import uvloop
 from tests.net.peers import Json, Node, Wire, until
 from tests.net.proxy import Proxy
 from tests.net.workers import Books, Two
-from vizora_rt.net import dashboards, embedded
-from vizora_rt.net.embedded import Embedded
-from vizora_rt.net.link import Address
+from vizora_rt.net.gateway import dashboards
+from vizora_rt.net.redis.address import Address
+from vizora_rt.net.valkey import server as valkey_server
+from vizora_rt.net.valkey.server import EmbeddedServer
 
-BOTH = ("test_link.py", "test_store.py")
+BOTH = ("redis/test_connection.py", "redis/test_client.py")
 UVLOOP = (
-    "test_admission.py",
-    "test_bus.py",
-    "test_changes.py",
-    "test_claims.py",
-    "test_cluster.py",
-    "test_connection.py",
-    "test_dashboards.py",
-    "test_dispatch.py",
-    "test_gateway.py",
-    "test_greeting.py",
-    "test_http.py",
-    "test_operators.py",
-    "test_ownership.py",
-    "test_presence.py",
-    "test_sessions.py",
-    "test_statuses.py",
-    "test_stores.py",
-    "test_sweeper.py",
-    "test_tenants.py",
+    "access/test_admission.py",
+    "redis/test_pubsub.py",
+    "presence/test_publisher.py",
+    "presence/test_claim.py",
+    "redis/test_cluster.py",
+    "server/test_websocket.py",
+    "gateway/test_dashboards.py",
+    "gateway/test_dispatcher.py",
+    "gateway/test_gateway.py",
+    "server/test_socketio.py",
+    "server/test_http.py",
+    "api/test_operations.py",
+    "presence/test_ownership.py",
+    "presence/test_lifecycle.py",
+    "access/test_session_check.py",
+    "presence/test_status_writer.py",
+    "redis/test_sentinel.py",
+    "presence/test_reaper.py",
+    "gateway/test_suspension.py",
 )
 """What faces clients: both loops would double the time, and clients only ever meet the one."""
 
@@ -47,15 +48,16 @@ UVLOOP = (
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    if item.path.name in BOTH:
+    path = item.path.relative_to(Path(__file__).parent).as_posix()
+    if path in BOTH:
         return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-    if item.path.name in UVLOOP:
+    if path in UVLOOP:
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture
-async def proxy(valkey: Embedded) -> AsyncIterator[Proxy]:
+async def proxy(valkey: EmbeddedServer) -> AsyncIterator[Proxy]:
     """In front of the store of the run; `open` gives its URL."""
     proxy = Proxy(Address.parse(valkey.url).path)
     yield proxy
@@ -109,9 +111,9 @@ def two(stack: AsyncExitStack, redis_url: str) -> Two:
 
 
 @pytest.fixture
-async def slow(stack: AsyncExitStack, tmp_path: Path) -> tuple[Node, Embedded, Books]:
+async def slow(stack: AsyncExitStack, tmp_path: Path) -> tuple[Node, EmbeddedServer, Books]:
     """A worker whose queue to Redis is short, and a Redis of its own that a test may stop."""
-    store = embedded.start(tmp_path)
+    store = valkey_server.start(tmp_path)
     stack.callback(store.stop)
     books = Books(store.url)
     stack.callback(books.client.close)

@@ -2,7 +2,7 @@
 
 Tokens are signed by PyJWT and Redis is asked through `redis`, so that no code of the package vouches for itself. A
 `Node` has the parts of a worker on the test's own loop: many configurations for little time. What needs processes
-takes tests/service.py.
+takes tests/service_process.py.
 """
 
 import asyncio
@@ -19,11 +19,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from vizora_rt import config
-from vizora_rt.metrics import Metrics
-from vizora_rt.net.gateway import Gateway
-from vizora_rt.net.http import Server
-from vizora_rt.net.stores import open_store
-from vizora_rt.net.timers import Wheel
+from vizora_rt.net.api.operations import add_health_routes
+from vizora_rt.net.gateway.gateway import Gateway
+from vizora_rt.net.redis.sentinel import open_client
+from vizora_rt.net.server.http import HTTPServer
+from vizora_rt.net.timer_wheel import Wheel
+from vizora_rt.telemetry.metrics import Metrics
 from vizora_rt.wire.frames import encode_masked, parse_close, parse_frame
 
 PATIENCE = 15.0
@@ -41,13 +42,13 @@ Json = dict[str, Any]
 T = TypeVar("T")
 
 
-def device_token(device: str, organization: str = "acme", secret: str = DEVICE_SECRET, **claims: Any) -> str:
+def device_token(device: str, organization: str = "acme", secret: str = DEVICE_SECRET, **ownership_store: Any) -> str:
     expires = int(time.time()) + LIFETIME_SECONDS
-    body = {"sub": device, "organizationId": organization, "type": "device", "exp": expires, **claims}
+    body = {"sub": device, "organizationId": organization, "type": "device", "exp": expires, **ownership_store}
     return jwt.encode({name: value for name, value in body.items() if value is not None}, secret, "HS256")
 
 
-def user_token(user: str = "ann", organization: str = "acme", secret: str = USER_SECRET, **claims: Any) -> str:
+def user_token(user: str = "ann", organization: str = "acme", secret: str = USER_SECRET, **ownership_store: Any) -> str:
     now = int(time.time())
     body = {
         "sub": user,
@@ -55,7 +56,7 @@ def user_token(user: str = "ann", organization: str = "acme", secret: str = USER
         "type": "user",
         "iat": now,
         "exp": now + LIFETIME_SECONDS,
-        **claims,
+        **ownership_store,
     }
     return jwt.encode({name: value for name, value in body.items() if value is not None}, secret, "HS256")
 
@@ -149,9 +150,9 @@ async def dial(
     return Client(connection)
 
 
-async def dial_device(port: int, device: str, **claims: Any) -> Client:
+async def dial_device(port: int, device: str, **ownership_store: Any) -> Client:
     """A device that has read its config."""
-    client = await dial(port, device_token(device, **claims))
+    client = await dial(port, device_token(device, **ownership_store))
     await client.next("config")
     return client
 
@@ -282,9 +283,10 @@ class Node:
         self.config = config.load(None, environ, {"redis": redis, **sections})
         self.metrics = Metrics(self.config.metrics)
         self.wheel = Wheel(asyncio.get_running_loop().time, TICK)
-        self.store = open_store(self.config.redis, url, self.metrics, name=f"test-{index}")
+        self.store = open_client(self.config.redis, url, self.metrics, name=f"test-{index}")
         self.gateway = Gateway(self.config, index, "node", self.metrics, self.wheel, self.store)
-        self.http = Server(self.config, self.gateway, self.metrics, self.wheel, self.store, self._ask)
+        self.http = HTTPServer(self.config, self.gateway, self.metrics, self.wheel)
+        add_health_routes(self.http, self.config, self.gateway, self.store, self._ask)
         self.answers: dict[str, bytes] = {}
         self.port = 0
 
@@ -298,7 +300,7 @@ class Node:
         """With or without a connection to the store."""
         loop = asyncio.get_running_loop()
         self.wheel.start()
-        self.gateway.bus.start()
+        self.gateway.pubsub.start()
         self._listening = await loop.create_server(self.http.exchange, "127.0.0.1", 0)
         self.port = self._listening.sockets[0].getsockname()[1]
         if store:
@@ -310,7 +312,7 @@ class Node:
         self._listening.close()
         await self.gateway.drain(0)
         await until(lambda: not self.gateway.connections)
-        await self.gateway.bus.close()
+        await self.gateway.pubsub.close()
         await self.store.close(1.0)
         self.wheel.stop()
 

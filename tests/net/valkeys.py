@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vizora_rt.net.embedded import binary
-from vizora_rt.net.link import Address, ask
+from vizora_rt.net.redis.address import Address
+from vizora_rt.net.redis.blocking import ask
+from vizora_rt.net.valkey.server import binary
 from vizora_rt.wire.resp import SLOTS, ReplyError, pack
 
 PATIENCE = 20.0
@@ -194,11 +195,11 @@ class Valkeys:
 
     def _node(self, name: str, *options: str) -> Server:
         cluster = ["--cluster-enabled", "yes", "--cluster-config-file", f"{name}.conf"]
-        cluster += ["--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-port", str(bus := free_port())]
+        cluster += ["--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-port", str(pubsub := free_port())]
         cluster += ["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"]
         # An append-only file of its own, for those whose options ask for one: they share a folder.
         server = self.server(name, "--save", "", "--appenddirname", f"{name}-aof", *cluster, *options)
-        server.bus = bus
+        server.bus = pubsub
         return server
 
     def guarded(self, sentinels: int = 3) -> Guarded:

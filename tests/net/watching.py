@@ -15,10 +15,10 @@ async def node(stack: AsyncExitStack, url: str, index: int = 0, **sections: Json
     return worker
 
 
-async def dashboard(worker: Node, user: str = "ann", organization: str = "acme", **claims: Any) -> Client:
+async def dashboard(worker: Node, user: str = "ann", organization: str = "acme", **ownership_store: Any) -> Client:
     """A dashboard that misses nothing from now on."""
-    client = await dial(worker.port, user_token(user, organization, **claims))
-    await until(lambda: worker.gateway.bus.hears(organization))
+    client = await dial(worker.port, user_token(user, organization, **ownership_store))
+    await until(lambda: worker.gateway.pubsub.is_subscribed(organization))
     return client
 
 

@@ -14,7 +14,7 @@ import redis
 
 from tests.net.peers import Client, Json, Node, until
 from tests.net.proxy import Proxy
-from vizora_rt.net.link import Address
+from vizora_rt.net.redis.address import Address
 
 AWAY = {"offline_after_seconds": 0.1}
 """A device without a connection is offline soon."""

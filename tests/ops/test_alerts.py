@@ -13,8 +13,8 @@ import yaml
 
 from tests.tools import run
 from vizora_rt import cli, config
-from vizora_rt.metrics import PATH
 from vizora_rt.ops import alerts
+from vizora_rt.telemetry.metrics import PATH
 
 ROOT = Path(__file__).parent.parent.parent
 OPS = ROOT / "ops"

@@ -19,8 +19,8 @@ import yaml
 
 from tests import seed
 from tests.promql import Checker, Series, Wrong, series
-from vizora_rt.metrics import ALIASES, FAMILIES, PREFIX, Family, Label
 from vizora_rt.ops import alerts
+from vizora_rt.telemetry.metrics import ALIASES, FAMILIES, PREFIX, Family, Label
 
 ROOT = Path(__file__).parent.parent.parent
 OPS = ROOT / "ops"

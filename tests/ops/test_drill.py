@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import PATIENCE, alive, until
+from tests.service_process import PATIENCE, alive, until
 from tests.tools import tool
 from vizora_rt.errors import StartupError
 from vizora_rt.ops import alerts, drill, faults, monitors
 from vizora_rt.ops.drill import DrillError, Inbox, Result
 from vizora_rt.ops.faults import FAULTS
-from vizora_rt.ops.monitors import Notification
-from vizora_rt.ops.site import Site
+from vizora_rt.ops.monitors import AlertNotification
+from vizora_rt.ops.site import Sandbox
 
 OPS = Path(__file__).parent.parent.parent / "ops"
 
@@ -37,8 +37,8 @@ def changed(folder: Path, old: str, new: str) -> None:
         copy.write_text((OPS / name).read_text("utf-8").replace(old, new))
 
 
-def told(receiver: str, firing: bool = True) -> Notification:
-    return Notification(receiver, "RedisDown", firing, "summary", "description", "runbook")
+def told(receiver: str, firing: bool = True) -> AlertNotification:
+    return AlertNotification(receiver, "RedisDown", firing, "summary", "description", "runbook")
 
 
 @pytest.mark.usefixtures("programs")
@@ -78,7 +78,7 @@ class TestDrill:
 
     @pytest.mark.soak
     async def test_a_fault_that_ends_by_itself_is_no_drill(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def nothing(site: Site) -> None:
+        async def nothing(site: Sandbox) -> None:
             pass
 
         monkeypatch.setitem(faults.FAULTS, "RedisDown", replace(FAULTS["RedisDown"], run=nothing))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import PATIENCE, Service, until
+from tests.service_process import PATIENCE, Service, until
 from tests.tools import tool
 from vizora_rt.errors import UnavailableError
 from vizora_rt.ops import monitoring, monitors
-from vizora_rt.ops.monitors import Notification
+from vizora_rt.ops.monitors import AlertNotification
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -86,6 +86,6 @@ async def test_one_that_cannot_start_ends_it(tmp_path: Path) -> None:
 
 
 def test_a_notification_is_a_line() -> None:
-    told = Notification("slack", "RedisDown", True, "s", "no Redis", "https://r")
+    told = AlertNotification("slack", "RedisDown", True, "s", "no Redis", "https://r")
     assert monitoring.line(told) == "slack: RedisDown fires: no Redis (https://r)"
     assert monitoring.line(told._replace(firing=False)) == "slack: RedisDown is over: no Redis (https://r)"

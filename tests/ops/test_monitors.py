@@ -12,7 +12,7 @@ import yaml
 from tests.tools import run, tool
 from vizora_rt.errors import StartupError, UnavailableError
 from vizora_rt.ops import alerts, monitors
-from vizora_rt.ops.monitors import Configs, Notification, Webhook
+from vizora_rt.ops.monitors import AlertNotification, Configs, Webhook
 
 OPS = Path(__file__).parent.parent.parent / "ops"
 
@@ -113,7 +113,7 @@ class TestPrograms:
 
 class TestWebhook:
     def test_it_tells_what_each_receiver_is_told(self) -> None:
-        told: list[Notification] = []
+        told: list[AlertNotification] = []
         webhook = Webhook(told.append)
         try:
             alert = {
@@ -128,6 +128,6 @@ class TestWebhook:
         finally:
             webhook.stop()
         assert told == [
-            Notification("slack", "RedisDown", True, "s", "d", "r"),
-            Notification("slack", "RedisDown", False, "s", "d", "r"),
+            AlertNotification("slack", "RedisDown", True, "s", "d", "r"),
+            AlertNotification("slack", "RedisDown", False, "s", "d", "r"),
         ]

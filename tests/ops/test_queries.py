@@ -18,7 +18,7 @@ from tests.ops.test_contract import Use, of_dashboards, of_pages
 from tests.tools import tool
 from vizora_rt.ops import drill, faults, monitors
 from vizora_rt.ops.monitors import Program
-from vizora_rt.ops.site import Site, many_threads, until
+from vizora_rt.ops.site import Sandbox, many_threads, until
 from vizora_rt.wire.resp import pack
 
 OPS = Path(__file__).parent.parent.parent / "ops"
@@ -47,7 +47,7 @@ def asked() -> list[Use]:
     return list(uses.values())
 
 
-async def plays(site: Site) -> None:
+async def plays(site: Sandbox) -> None:
     """Screens of two organisations that show one content after the other; two are switched off after a while."""
     screens = [*site.screens(8), *site.screens(4, "beta")]
     for turn in range(1_000_000):
@@ -58,7 +58,7 @@ async def plays(site: Site) -> None:
         await asyncio.sleep(1)
 
 
-async def mishaps(site: Site) -> None:
+async def mishaps(site: Sandbox) -> None:
     """What goes wrong once a second: contents, plays that come twice, tokens, sizes, what a dashboard may not send."""
     stream = b"vz:{p:0}:plays"
     await asyncio.to_thread(site.redis, pack("XGROUP", "CREATE", stream, "billing", "0", "MKSTREAM"))
@@ -78,13 +78,13 @@ async def mishaps(site: Site) -> None:
         await asyncio.sleep(1)
 
 
-async def wrong_key(site: Site) -> None:
+async def wrong_key(site: Sandbox) -> None:
     """A backend that was given another environment's key."""
     with suppress(OSError):
         await asyncio.to_thread(monitors.get, f"{site.url}/devices/lobby", {"x-internal-api-key": "wrong"})
 
 
-async def full_store(site: Site) -> None:
+async def full_store(site: Sandbox) -> None:
     """Redis refuses writes for a second, again and again."""
     while True:
         await asyncio.sleep(4)
@@ -95,7 +95,7 @@ async def full_store(site: Site) -> None:
             pass
 
 
-async def lose_a_worker(site: Site) -> None:
+async def lose_a_worker(site: Sandbox) -> None:
     """Before there are clients, whom it would take away."""
     before = await asyncio.to_thread(site.workers)
     os.kill(before[0], signal.SIGKILL)

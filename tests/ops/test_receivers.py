@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.service import PATIENCE, until
+from tests.service_process import PATIENCE, until
 from tests.tools import run, tool
 from vizora_rt.ops import monitors
 

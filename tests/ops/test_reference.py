@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from vizora_rt.metrics import FAMILIES
 from vizora_rt.ops import reference
+from vizora_rt.telemetry.metrics import FAMILIES
 
 PAGE = Path(__file__).parent.parent.parent / "docs/metrics.md"
 

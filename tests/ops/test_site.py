@@ -7,17 +7,17 @@ import pytest
 
 from vizora_rt.errors import UnavailableError
 from vizora_rt.ops import monitors
-from vizora_rt.ops.site import Site, until
+from vizora_rt.ops.site import Sandbox, until
 
 
-def series(site: Site, name: str) -> float:
+def series(site: Sandbox, name: str) -> float:
     """Sum of the samples that begin with `name`."""
     text = monitors.get(f"{site.url}/metrics")
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
 
 
 async def test_a_day_of_a_site(tmp_path: Path) -> None:
-    site = Site(tmp_path, monitors.free_port(), workers=1)
+    site = Sandbox(tmp_path, monitors.free_port(), workers=1)
     await site.start({"VIZORA_LIMITS__MESSAGES_PER_MINUTE": "0"})
     try:
         assert len(await asyncio.to_thread(site.workers)) == 1
@@ -51,7 +51,7 @@ async def test_a_day_of_a_site(tmp_path: Path) -> None:
 
 
 async def test_a_gateway_that_cannot_start_says_why(tmp_path: Path) -> None:
-    site = Site(tmp_path, monitors.free_port())
+    site = Sandbox(tmp_path, monitors.free_port())
     with pytest.raises(UnavailableError, match=r"the gateway ended: .*SERVER__WORKERS"):
         await site.start({"VIZORA_SERVER__WORKERS": "some"})
     await site.stop()

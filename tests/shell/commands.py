@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.service import PATIENCE
+from tests.service_process import PATIENCE
 
 SECRETS = {
     "DEVICE_JWT_SECRET": "9f1c5e7a2b8d4036" + "c7e1a59b3d082f64",

@@ -10,7 +10,7 @@ from tests.shell.commands import SECRETS, refused, run
 
 
 class TestDevice:
-    """What the commands do to a running service is in tests/net/test_devices.py."""
+    """What the commands do to a running service is in tests/net/presence/test_admin.py."""
 
     def test_a_device_is_locked_out_let_in_and_erased(self, tmp_path: Path, redis_url: str) -> None:
         env = {"REDIS_URL": redis_url}

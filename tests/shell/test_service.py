@@ -10,11 +10,11 @@ import pytest
 
 from tests.net.peers import DEVICE_SECRET, device_token, dial
 from tests.net.valkeys import Valkeys
-from tests.service import Service, until
+from tests.service_process import Service, until
 from tests.shell.commands import SECRETS, refused, run
 from vizora_rt import config
 from vizora_rt.config import Config
-from vizora_rt.net import embedded
+from vizora_rt.net.valkey import server as valkey_server
 from vizora_rt.shell import service
 
 
@@ -34,7 +34,7 @@ class TestServe:
         assert line == "redis.url: a # in the user or password must be written %23"
 
     def test_a_redis_that_refuses_us_is_one_line(self, tmp_path: Path) -> None:
-        store = embedded.start(tmp_path / "redis")
+        store = valkey_server.start(tmp_path / "redis")
         try:
             url = store.url.replace("unix://", "unix://user:opaque@")
             line = refused(run(tmp_path, "serve", "--port", "0", env={"REDIS_URL": url}), 78)
@@ -209,7 +209,7 @@ class TestCheckConfig:
             assert "denies INFO" in done.stdout
 
     def test_it_looks_for_redis_and_shows_no_password(self, tmp_path: Path) -> None:
-        store = embedded.start(tmp_path / "redis")
+        store = valkey_server.start(tmp_path / "redis")
         try:
             done = run(tmp_path, "check-config", env={"REDIS_URL": store.url})
             assert done.returncode == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from tests.service import PATIENCE
+from tests.service_process import PATIENCE
 from tests.shell.commands import SECRETS, refused, run
 from vizora_rt import config
 from vizora_rt.app.auth import Verifier
@@ -32,9 +32,9 @@ class TestToken:
         lines = run(tmp_path, "token", "device", "d", "--org", "o", "--count", "3", "--ttl", "1h").stdout.split("\n")
         lines += run(tmp_path, "token", "device", "e", "--org", "o").stdout.split("\n")
         secret = json.loads((tmp_path / "state" / "secrets.json").read_text())["device_jwt_secret"]
-        claims = [jwt.decode(line, secret, algorithms=["HS256"]) for line in lines if line]
-        assert [claim["sub"] for claim in claims] == ["d-00001", "d-00002", "d-00003", "e"]
-        assert [claim["exp"] - claim["iat"] for claim in claims] == [3600, 3600, 3600, 90 * 86400]
+        ownership_store = [jwt.decode(line, secret, algorithms=["HS256"]) for line in lines if line]
+        assert [grant["sub"] for grant in ownership_store] == ["d-00001", "d-00002", "d-00003", "e"]
+        assert [grant["exp"] - grant["iat"] for grant in ownership_store] == [3600, 3600, 3600, 90 * 86400]
 
     def test_a_reader_that_has_enough_is_no_fault(self, tmp_path: Path) -> None:
         reading, writing = os.pipe()
@@ -47,8 +47,12 @@ class TestToken:
 
     def test_a_user_s_token_is_signed_with_the_other_secret(self, tmp_path: Path) -> None:
         done = run(tmp_path, "token", "user", "alice", "--org", "acme", "--email", "a@b.example", env=SECRETS)
-        claims = jwt.decode(done.stdout.strip(), SECRETS["JWT_SECRET"], algorithms=["HS256"])
-        assert (claims["sub"], claims["email"], claims["exp"] - claims["iat"]) == ("alice", "a@b.example", 12 * 3600)
+        ownership_store = jwt.decode(done.stdout.strip(), SECRETS["JWT_SECRET"], algorithms=["HS256"])
+        assert (ownership_store["sub"], ownership_store["email"], ownership_store["exp"] - ownership_store["iat"]) == (
+            "alice",
+            "a@b.example",
+            12 * 3600,
+        )
 
     @pytest.mark.parametrize("ttl", ["soon", "0d", "-1h", "5", "1w", "99999999999d"])
     def test_a_life_that_is_none_is_a_matter_of_usage(self, tmp_path: Path, ttl: str) -> None:

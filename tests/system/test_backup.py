@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.net.backend import API_KEY
 from tests.net.peers import SECRETS, dial_device
-from tests.service import Service
+from tests.service_process import Service
 
 GUIDE = Path(__file__).parent.parent.parent / "ops/install.md"
 KEY = {"x-internal-api-key": API_KEY}

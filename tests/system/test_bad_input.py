@@ -13,9 +13,9 @@ import msgspec
 import pytest
 from msgspec import Meta, Struct
 
+from tests.net.api.test_control import CALLS, CHANGING, WITH_BODY
 from tests.net.backend import Backed, Screen, books, call, fleet
 from tests.net.peers import Client, Json, dial, dial_device, until, user_token
-from tests.net.test_control import CALLS, CHANGING, WITH_BODY
 from vizora_rt.wire import bodies, payloads
 
 UNLIMITED: Final[Json] = {"messages_per_minute": 0, "packets_per_minute": 0, "message_bytes": 4_000_000}
@@ -477,7 +477,9 @@ class TestRoutes:
             mine = await Screen.dial(node, "lobby")
             abroad = await Screen.dial(node, "abroad", organization="globex")
             bob = Screen(await dial(node.port, user_token("bob", "globex")))
-            await until(lambda: node.gateway.bus.hears("acme") and node.gateway.bus.hears("globex"))
+            await until(
+                lambda: node.gateway.pubsub.is_subscribed("acme") and node.gateway.pubsub.is_subscribed("globex")
+            )
             for path, body in (
                 ("/commands/broadcast", {"organizationId": "acme", "command": {"type": "reload"}}),
                 ("/notifications/broadcast", {"organizationId": "acme", "notification": {}}),

@@ -13,7 +13,7 @@ import pytest
 
 from tests.net.backend import API_KEY, Answer, Screen, call, command
 from tests.net.peers import SECRETS, device_token, dial
-from tests.service import PATIENCE, Service, until
+from tests.service_process import PATIENCE, Service, until
 
 ENV = {**SECRETS, "INTERNAL_API_SECRET": API_KEY, "VIZORA_SERVER__DRAIN_SECONDS": "2"}
 
@@ -81,7 +81,7 @@ def ask(port: int, command_id: str) -> int | None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_call_without_an_answer_was_not_begun(service: Service, number: signal.Signals) -> None:
     """Calls go on while the service stops or rolls, on new connections and on accepted ones."""
-    stop, statuses, unanswered = threading.Event(), set[int](), list[str]()
+    stop, status_writer, unanswered = threading.Event(), set[int](), list[str]()
 
     def backend(number: int) -> None:
         for count in range(1000):
@@ -90,7 +90,7 @@ def test_a_call_without_an_answer_was_not_begun(service: Service, number: signal
             command_id = f"c{number}-{count}"
             status = ask(service.port, command_id)
             if status is not None:
-                statuses.add(status)
+                status_writer.add(status)
                 continue
             unanswered.append(command_id)
             stop.wait(0.1)
@@ -98,7 +98,7 @@ def test_a_call_without_an_answer_was_not_begun(service: Service, number: signal
     backends = [threading.Thread(target=backend, args=(number,)) for number in range(4)]
     for each in backends:
         each.start()
-    until(lambda: statuses)
+    until(lambda: status_writer)
     if number == signal.SIGTERM:
         assert service.stop() == 0
     else:
@@ -110,7 +110,7 @@ def test_a_call_without_an_answer_was_not_begun(service: Service, number: signal
         each.join()
     if number == signal.SIGTERM:
         service.start()
-    assert statuses <= {202, 429, 503}
+    assert status_writer <= {202, 429, 503}
     for command_id in unanswered:
         assert service.get(f"/commands/{command_id}", {"x-internal-api-key": API_KEY})[0] == 404, command_id
 

@@ -17,10 +17,12 @@ from tests.net.peers import device_token, dial, until, user_token
 from tests.net.valkeys import Cluster, Valkeys
 from tests.net.watching import dashboard, join, status
 from vizora_rt.app.plays import stream_key
-from vizora_rt.net import devices, plays, readers, records, revocations
-from vizora_rt.net.cluster import Cluster as ClusterStore
-from vizora_rt.net.direct import Direct
-from vizora_rt.net.topology import Where
+from vizora_rt.net.access import token_revocation
+from vizora_rt.net.presence import admin as device_admin
+from vizora_rt.net.redis.blocking_client import BlockingClient
+from vizora_rt.net.redis.cluster import Cluster as ClusterStore
+from vizora_rt.net.redis.topology import RedisTarget
+from vizora_rt.net.streams import formats, gauges, reader
 from vizora_rt.wire.resp import key_of, pack, slot
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(32)).decode()
@@ -98,18 +100,18 @@ async def test_commands_of_the_shell(cluster: Cluster, tmp_path: Path) -> None:
             assert answer["success"]
         error = {"contentId": "c1", "errorType": "timeout"}
         assert (await screen.answer("content:error", error, 50))["success"]
-        shell = devices.Shell(cluster.url)
+        shell = device_admin.Shell(cluster.url)
         assert (await asyncio.to_thread(shell.show, "lobby") or {})["status"] == "online"
         assert (await asyncio.to_thread(shell.members, "acme", 0, 10))["total"] == 1
         out = tmp_path / "plays.jsonl"
         for group, count in (("", 39), ("billing", 39), ("billing", 0)):
             with out.open("wb") as file:
-                options = readers.Options(group=group)
-                assert await asyncio.to_thread(readers.run, cluster.url, records.PLAYS, file, options) == count
+                options = reader.Options(group=group)
+                assert await asyncio.to_thread(reader.run, cluster.url, formats.PLAYS, file, options) == count
             lines = [json.loads(line) for line in out.read_text().splitlines()]
             assert len({line["play_id"] for line in lines}) == count
         with out.open("wb") as file:
-            assert await asyncio.to_thread(readers.run, cluster.url, records.EVENTS, file, readers.Options()) >= 2
+            assert await asyncio.to_thread(reader.run, cluster.url, formats.EVENTS, file, reader.Options()) >= 2
         assert await asyncio.to_thread(shell.revoke, "lobby", "stolen", 1)
         assert await screen.ended() == 4501
         assert await asyncio.to_thread(shell.restore, "lobby")
@@ -130,8 +132,8 @@ async def test_every_command_keeps_to_one_slot(cluster: Cluster, books: Any, mon
         return submit(self, operation, packed, on_reply)
 
     monkeypatch.setattr(ClusterStore, "submit", noting)
-    monkeypatch.setattr(plays, "BACKLOG_SECONDS", 0.1)
-    monkeypatch.setattr(revocations, "EVERY", 0.1)
+    monkeypatch.setattr(gauges, "BACKLOG_SECONDS", 0.1)
+    monkeypatch.setattr(token_revocation, "EVERY", 0.1)
     presence = {"worker_lost_after_seconds": 0.6, "offline_after_seconds": 0.1}
     quick: dict[str, Any] = {"presence": presence, "player": {"heartbeat_interval": 1000},
                              "server": {"drain_seconds": 3600}}  # fmt: skip
@@ -225,7 +227,7 @@ class Player:
 
 def recorded(url: str) -> dict[str, list[int]]:
     """The numbers of the plays in all streams, by boot, in order."""
-    direct = Direct(Where.parse(url), "test", 5.0)
+    direct = BlockingClient(RedisTarget.parse(url), "test", 5.0)
     replies: Any = direct.ask([pack("XRANGE", stream_key(number), "-", "+") for number in range(16)])
     direct.close()
     found: dict[str, list[int]] = {}

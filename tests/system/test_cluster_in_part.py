@@ -14,7 +14,7 @@ from tests.net.valkeys import Cluster, Server, Valkeys
 from tests.net.valkeys import until as soon
 from vizora_rt.app import plays
 from vizora_rt.errors import UnavailableError
-from vizora_rt.net.devices import Shell
+from vizora_rt.net.presence.admin import Shell
 from vizora_rt.wire.resp import slot
 
 AWAY = 2

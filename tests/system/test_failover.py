@@ -15,9 +15,9 @@ import redis
 from tests.adversity import PATIENCE, Fleet, Screen, recorded
 from tests.net.backend import call
 from tests.net.valkeys import Guarded, Valkeys
-from tests.service import Service
+from tests.service_process import Service
 from tests.system.test_faults import current, logged, serving
-from vizora_rt.net.dial import WebSocket
+from vizora_rt.client.websocket import WebSocket
 
 COUNT = 200
 

@@ -23,11 +23,11 @@ from tests.adversity import Fleet, Redis
 from tests.net.backend import API_KEY, call
 from tests.net.peers import SECRETS
 from tests.net.proxy import Proxy
-from tests.service import Service, alive, until
+from tests.service_process import Service, alive, until
 from tests.tools import library
-from vizora_rt.net import embedded
-from vizora_rt.net.client import State, Timing
-from vizora_rt.net.link import Address
+from vizora_rt.client.player import PlayerState, Timing
+from vizora_rt.net.redis.address import Address
+from vizora_rt.net.valkey import server as valkey_server
 
 ENV = {
     **SECRETS,
@@ -75,7 +75,7 @@ def pace(count: int) -> dict[str, Any]:
 
 def books_of(service: Service) -> Any:
     """The embedded store, as somebody else's client reads it."""
-    url = embedded.running(Path(service.env["VIZORA_STATE_DIR"]))
+    url = valkey_server.running(Path(service.env["VIZORA_STATE_DIR"]))
     return redis.Redis.from_url(url, decode_responses=True)
 
 
@@ -132,7 +132,7 @@ async def test_a_worker_is_killed_under_2000(tmp_path: Path) -> None:
 
 BLOCKED = """
 import signal, sys, time
-if "vizora_rt.worker" in sys.orig_argv:
+if "vizora_rt.service.worker" in sys.orig_argv:
     signal.signal(signal.SIGUSR1, lambda *_: time.sleep(3600))
 """
 """As sitecustomize of a worker: its event loop can be blocked from outside, as by a regular expression gone wild."""
@@ -461,7 +461,7 @@ class Valkey:
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         folder.mkdir()
         path = folder / "s"
-        command = [str(embedded.binary()), "--port", "0", "--unixsocket", str(path), "--dir", str(folder)]
+        command = [str(valkey_server.binary()), "--port", "0", "--unixsocket", str(path), "--dir", str(folder)]
         self._process = subprocess.Popen([*command, "--save", ""], env=env, stdout=subprocess.DEVNULL)
         self.url = f"unix://{path}"
         self.books: Any = redis.Redis.from_url(self.url, decode_responses=True)
@@ -540,7 +540,7 @@ async def test_descriptors_are_exhausted(tmp_path: Path) -> None:
                 await fleet.beaten()
             await fleet.told()
             share = (seconds_of(pid) - cpu) / (time.monotonic() - started)
-            refused = sum(screen.state is not State.ONLINE for screen in late.screens)
+            refused = sum(screen.state is not PlayerState.ONLINE for screen in late.screens)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
             back = await late.online()
         assert refused >= 15

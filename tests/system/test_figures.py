@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.net.peers import SECRETS, Client, dial_device
-from tests.service import PATIENCE, Service, until
+from tests.service_process import PATIENCE, Service, until
 from tests.system.test_metrics import Samples, fallen, samples, scrape
-from vizora_rt.metrics import PREFIX
+from vizora_rt.telemetry.metrics import PREFIX
 
 API_KEY = "internal-w7Kp2Zr9Tn4Xb6"
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from websockets.asyncio.client import connect
 
-from bench.attacks import ATTACKS, Attack, Attackers
+from bench.load.attacks import ATTACKS, Attack, Attackers
 from tests.net.peers import SECRETS, device_token
-from tests.service import PATIENCE, Service, until
-from vizora_rt.net.dial import parse_url
+from tests.service_process import PATIENCE, Service, until
+from vizora_rt.client.websocket import parse_url
 
 BEATS = 10
 LONGEST = 2.0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import PATIENCE, Record, parse, until
+from tests.service_process import PATIENCE, Record, parse, until
 from tests.system.test_restarts import release
 from tests.tools import tool
 

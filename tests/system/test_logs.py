@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.net.peers import PATIENCE, SECRETS, Wire, device_token, frame, text, upgrade
-from tests.service import Service, until
+from tests.service_process import Service, until
 from tests.system.test_sentry import SABOTAGE
-from vizora_rt.config import Limits
+from vizora_rt.config import LimitSettings
 
 PEERS = 300
 
@@ -87,7 +87,7 @@ async def attack(port: int, data: bytes, reset: bool) -> None:
 async def flood(port: int) -> None:
     """Twice the pings of a burst, for some come back meanwhile, from a client that stays until it is closed."""
     wire = await Wire.open(port)
-    await wire.send(upgrade(device_token("flood")) + frame(0x9, b"") * 4 * Limits().packets_per_minute)
+    await wire.send(upgrade(device_token("flood")) + frame(0x9, b"") * 4 * LimitSettings().packets_per_minute)
     while await wire.reader.read(65536):
         pass
     await wire.close()

@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 
 from tests.net.backend import call
 from tests.night import MOMENT, OVERDUE, Device, Gateway, Order, Push, quiet
-from tests.service import PATIENCE, until
+from tests.service_process import PATIENCE, until
 from vizora_rt.app.play_script import MAX_BOOTS
 
 T = TypeVar("T")
@@ -195,9 +195,9 @@ class Machine(RuleBasedStateMachine):
         """Some commands. The backend waits a moment for each answer, then gives the next one meanwhile."""
         lives = data.draw(st.lists(st.sampled_from([1, 300, 300]), min_size=1, max_size=3))
         fate = data.draw(st.sampled_from(FATES_OF_COMMANDS))
-        orders = [Order(device, seconds) for seconds in lives]
-        self.orders += orders
-        await self.put(device, fate, orders, len(lives) % 2)
+        requests = [Order(device, seconds) for seconds in lives]
+        self.orders += requests
+        await self.put(device, fate, requests, len(lives) % 2)
 
     async def playlist(self, device: Device, data: st.DataObject) -> None:
         fate = data.draw(st.sampled_from(FATES_OF_PLAYLISTS))
@@ -425,8 +425,8 @@ class Machine(RuleBasedStateMachine):
         assert {(boot, number) for boot, number, _ in recorded if boot == device.boot} == held
 
     def check_commands(self, device: Device) -> None:
-        orders = [order for order in self.orders if order.device is device]
-        for order in orders:
+        requests = [order for order in self.orders if order.device is device]
+        for order in requests:
             state, expired = device.states[order.id], order.expires < time.time()
             if order.id in device.obeyed:
                 came = device.obeyed_at[order.id]
@@ -437,8 +437,8 @@ class Machine(RuleBasedStateMachine):
                 assert state == "expired" and expired, self.timeline(device, order, state)
         assert device.described["commandsWaiting"] == 0, "something waits for a device that has all"
         # Only those are in order of which one was taken before the other was given.
-        for first in orders:
-            for second in orders:
+        for first in requests:
+            for second in requests:
                 before = first.taken is not None and first.taken < second.begun
                 if before and {first.id, second.id} <= set(device.obeyed):
                     assert device.obeyed.index(first.id) < device.obeyed.index(second.id), "out of order"

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.net.peers import SECRETS, Wire, device_token, dial_device, frame, text, upgrade, user_token
-from tests.service import Service, until
+from tests.service_process import Service, until
 from tests.tools import tool
-from vizora_rt.metrics import FAMILIES, PREFIX
+from vizora_rt.telemetry.metrics import FAMILIES, PREFIX
 
 UNLIMITED = {
     **SECRETS,

@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.net.peers import DEVICE_SECRET, SECRETS, USER_SECRET, device_token, user_token
-from tests.service import PATIENCE, Service
+from tests.service_process import PATIENCE, Service
 from vizora_rt.wire import payloads
 
 PAGE = "https://app.example"

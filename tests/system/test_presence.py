@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from tests.net.peers import SECRETS, Client, Json, Wire, device_token, dial, dial_device, upgrade, user_token
-from tests.service import Service, until
+from tests.service_process import Service, until
 
 Dialled = Callable[[int, str], Awaitable[Client]]
 
@@ -75,14 +75,14 @@ class Wall:
             self.told[data["deviceId"]].append((data["status"], data["reason"]))
             self.news.set()
 
-    async def until_told(self, device: str, *statuses: str) -> None:
+    async def until_told(self, device: str, *status_writer: str) -> None:
         """Exactly these, in this order, and no other before them."""
         async with asyncio.timeout(40):
-            while len(self.told[device]) < len(statuses):
+            while len(self.told[device]) < len(status_writer):
                 assert not self.task.done(), self.task
                 self.news.clear()
                 await self.news.wait()
-        assert tuple(status for status, _ in self.told[device]) == statuses
+        assert tuple(status for status, _ in self.told[device]) == status_writer
 
     async def close(self) -> None:
         self.task.cancel()

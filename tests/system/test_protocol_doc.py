@@ -19,14 +19,18 @@ from msgspec import Meta, Struct
 from tests.contract import PLACEHOLDERS, Page, Reader, WrongError, code, differs, differs_in_text
 from tests.net.backend import API_KEY, Backed, call, fleet
 from tests.net.peers import SECRETS, device_token, user_token
-from tests.service import Service, until
+from tests.service_process import Service, until
 from tests.tools import tool
 from vizora_rt import config, errors
 from vizora_rt.app import auth, commands, content_errors, play_script, screenshots
 from vizora_rt.errors import Refusal
-from vizora_rt.metrics import NOTICE, OTHER
-from vizora_rt.net import control_routes, delivery, devices, embedded, greeting, held, places
-from vizora_rt.net.control import KEPT_SECONDS
+from vizora_rt.net.api import control_routes
+from vizora_rt.net.api.control import KEPT_SECONDS
+from vizora_rt.net.commands import delivery
+from vizora_rt.net.presence import record as device_record
+from vizora_rt.net.server import held_messages, places, socketio
+from vizora_rt.net.valkey import server as valkey_server
+from vizora_rt.telemetry.metrics import NOTICE, OTHER
 from vizora_rt.wire import bodies, http, messages, payloads
 
 PAGE = Page.read(Path(__file__).parents[2] / "docs" / "protocol.md")
@@ -56,7 +60,7 @@ def shell(service: Service) -> dict[str, str]:
 
 
 def store_of(service: Service) -> str:
-    return embedded.running(Path(service.env["VIZORA_STATE_DIR"]))
+    return valkey_server.running(Path(service.env["VIZORA_STATE_DIR"]))
 
 
 @pytest.fixture
@@ -399,7 +403,7 @@ class TestRoutes:
 
 class TestLimits:
     def test_of_the_configuration(self) -> None:
-        defaults = config.Limits()
+        defaults = config.LimitSettings()
         told = {code(key): number for key, number, _ in PAGE.rows("## Limits")}
         assert list(told) == list(defaults.__struct_fields__)
         for key, number in told.items():
@@ -415,9 +419,9 @@ class TestLimits:
             "parameters of a query": http.MAX_PARAMETERS,
             "chunks of a body": http.MAX_CHUNKS,
             "bytes of unfinished requests": places.UNFINISHED_BYTES,
-            "packets of a Socket.IO client before CONNECT": greeting.PACKETS,
-            "pings, pongs and short fragments before CONNECT": greeting.SMALL_FRAMES,
-            "bytes of a client's messages that wait for its rate": held.KEPT_BYTES,
+            "packets of a Socket.IO client before CONNECT": socketio.PACKETS,
+            "pings, pongs and short fragments before CONNECT": socketio.SMALL_FRAMES,
+            "bytes of a client's messages that wait for its rate": held_messages.KEPT_BYTES,
             "halves of characters that are mended in a message": messages.MENDED,
             "plays in a batch": payloads.MAX_PLAYS,
             "bytes of an image": screenshots.MAX_IMAGE,
@@ -428,7 +432,7 @@ class TestLimits:
             "bytes of a command's message": commands.MAX_PAYLOAD,
             "seconds of a command's life": bodies.MAX_TTL,
             "devices in a broadcast": control_routes.MOST_DEVICES,
-            "devices on a page": devices.MOST_A_PAGE,
+            "devices on a page": device_record.MOST_A_PAGE,
         }
 
     def test_of_proof_of_play(self) -> None:

@@ -17,8 +17,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tests.net.peers import SECRETS, Client, device_token, until
-from tests.service import Service
-from tests.service import until as soon
+from tests.service_process import Service
+from tests.service_process import until as soon
 from tests.tools import run, tool
 
 OPS = Path(__file__).parent.parent.parent / "ops"
@@ -47,10 +47,10 @@ def free_port() -> int:
         return port
 
 
-def changed(path: Path, *changes: tuple[str, str]) -> str:
+def changed(path: Path, *publisher: tuple[str, str]) -> str:
     """A configuration of `ops/` with what a test cannot have: ports, certificates, logs of a machine."""
     text = path.read_text()
-    for old, new in changes:
+    for old, new in publisher:
         assert old in text, old
         text = text.replace(old, new)
     return text

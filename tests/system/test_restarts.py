@@ -26,13 +26,13 @@ from tests.adversity import PATIENCE, QUICK, Fleet, Screen
 from tests.net.backend import API_KEY, call
 from tests.net.peers import SECRETS, device_token, dial
 from tests.net.workers import Books
-from tests.service import Service
-from tests.service import until as soon
+from tests.service_process import Service
+from tests.service_process import until as soon
 from tests.system.test_faults import books_of, settled
 from vizora_rt.app.limits import BURST
-from vizora_rt.net import channel
-from vizora_rt.net.client import Timing
-from vizora_rt.net.dial import Ending
+from vizora_rt.client.player import Timing
+from vizora_rt.client.websocket import CloseInfo
+from vizora_rt.service import channel
 
 ENV = {**SECRETS, "INTERNAL_API_SECRET": API_KEY, "VIZORA_LIMITS__CONNECTIONS_PER_MINUTE": "0"}
 WORKERS = 2
@@ -129,7 +129,7 @@ def release(folder: Path, name: str) -> Path:
     shutil.copytree(package, site / "vizora_rt", ignore=shutil.ignore_patterns("__pycache__"))
     # What the package needs is not copied; this one package stands before all others.
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
-    operators = site / "vizora_rt/net/operators.py"
+    operators = site / "vizora_rt/net/api/operations.py"
     text = operators.read_text()
     assert text.count('SERVICE: Final = "vizora-rt"') == 1
     operators.write_text(text.replace('SERVICE: Final = "vizora-rt"', f'SERVICE: Final = "release {name}"'))
@@ -140,7 +140,7 @@ async def test_a_roll_takes_new_code_and_rolls_back(tmp_path: Path) -> None:
     """Through the link `current`, of which the supervisor's own release knows nothing."""
     for name in ("1", "2", "3"):
         code = release(tmp_path / name, name)
-    other = code / "net/channel.py"
+    other = code / "service/channel.py"
     text = other.read_text()
     assert text.count(f"\nVERSION = {channel.VERSION}\n") == 1
     other.write_text(text.replace(f"\nVERSION = {channel.VERSION}\n", "\nVERSION = 99\n"))
@@ -185,7 +185,7 @@ class Deaf(Screen):
 
     __slots__ = ()
 
-    def _absence(self, ending: Ending) -> float:
+    def _absence(self, ending: CloseInfo) -> float:
         return 0.2
 
 

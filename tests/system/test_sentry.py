@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests.net.peers import SECRETS, Wire, device_token, dial, dial_device, frame, text, upgrade, user_token
-from tests.service import Service, until
+from tests.service_process import Service, until
 from tests.sink import Sink
 
 API_KEY = "internal-w7Kp2Zr9Tn4Xb6"
@@ -148,7 +148,7 @@ async def test_each_fault_arrives_once_with_its_ids_and_no_weather_does(service:
     assert events(sink) == {
         ("heartbeat failed", "invalid_payload"): 1,
         ("content error", "decode_error"): 1,
-        ("LookupError", "vizora_rt.net.dispatch.Dispatcher.message"): 1,
+        ("LookupError", "vizora_rt.net.gateway.dispatcher.Dispatcher.message"): 1,
         ("connection failed", "protocol_error"): 1,
         ("request failed", "503", "POST", "/internal/command"): 1,
         ("handshake refused", "STORE_UNAVAILABLE"): 1,

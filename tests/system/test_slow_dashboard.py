@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import redis
 
-from bench.server import look
+from bench.load.server import look
 from tests.net.backend import API_KEY
 from tests.net.peers import SECRETS, Wire, device_token, text, upgrade, user_token
-from tests.service import Service, until
+from tests.service_process import Service, until
 
 ENV = {
     **SECRETS,

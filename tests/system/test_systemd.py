@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.net.peers import SECRETS, dial_device
-from tests.service import Service
+from tests.service_process import Service
 from tests.tools import run, tool
-from vizora_rt.config import Server
-from vizora_rt.net.embedded import STOP_SECONDS
-from vizora_rt.supervisor import BEYOND_DRAIN_SECONDS
+from vizora_rt.config import ServerSettings
+from vizora_rt.net.valkey.server import STOP_SECONDS
+from vizora_rt.service.supervisor import BEYOND_DRAIN_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 UNIT = ROOT / "ops/systemd/vizora-rt.service"
@@ -85,7 +85,7 @@ def test_its_exposure() -> None:
 
 def test_it_gives_a_drain_and_a_hung_worker_the_time_they_take() -> None:
     unit = dict(settings(UNIT.read_text()))
-    server = Server()
+    server = ServerSettings()
     stop = server.drain_seconds + BEYOND_DRAIN_SECONDS + STOP_SECONDS  # of the workers, and then of the store
     assert float(unit["TimeoutStopSec"]) > stop
     assert float(unit["WatchdogSec"]) > server.hang_seconds  # the supervisor is faster where it lives

@@ -18,8 +18,8 @@ import redis
 from tests.adversity import Fleet
 from tests.net.peers import SECRETS
 from tests.net.proxy import Proxy
-from tests.service import PATIENCE, Service, alive, kill_ours, until
-from vizora_rt.net import embedded
+from tests.service_process import PATIENCE, Service, alive, kill_ours, until
+from vizora_rt.net.valkey import server as valkey_server
 
 WATCHDOG_SECONDS = 1.0
 ABORT_SECONDS = 0.5
@@ -95,7 +95,7 @@ async def test_a_hung_supervisor_is_restarted(tmp_path: Path, manager: Manager) 
                 fleet.show()
                 await fleet.told()
                 books: Any = redis.Redis.from_url(
-                    embedded.running(Path(service.env["VIZORA_STATE_DIR"])), decode_responses=True
+                    valkey_server.running(Path(service.env["VIZORA_STATE_DIR"])), decode_responses=True
                 )
                 assert fleet.unrecorded(books) == (set(), 0)
                 assert fleet.said(books, "offline") == set()

@@ -8,7 +8,7 @@ from pathlib import Path
 from websockets.exceptions import ConnectionClosed
 
 from tests.net.peers import SECRETS, Client, dial_device
-from tests.service import Service
+from tests.service_process import Service
 
 SCREENS = 24
 BEATS = 'vizora_realtime_ws_messages_total{type="heartbeat",result="ok"}'

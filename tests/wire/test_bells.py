@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vizora_rt.app.dashboards import status_body
-from vizora_rt.net import doorbells
+from vizora_rt.net.gateway import control_messages
 from vizora_rt.wire import bells
 
 RIGHT: dict[str, dict[str, Any]] = {
@@ -60,5 +60,5 @@ def test_nothing_raises(name: str, data: Any) -> None:
 
 
 def test_all_are_named_where_they_are_acted_on() -> None:
-    listed = re.findall(r"\w+", (doorbells.__doc__ or "").split("\n\n")[1].split(".")[0])
+    listed = re.findall(r"\w+", (control_messages.__doc__ or "").split("\n\n")[1].split(".")[0])
     assert {*listed, "status"} == set(bells.SCHEMAS)

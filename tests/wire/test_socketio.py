@@ -23,7 +23,7 @@ from vizora_rt.errors import (
 from vizora_rt.wire import messages, payloads, socketio
 from vizora_rt.wire.messages import Refused
 from vizora_rt.wire.payloads import MAX_ID
-from vizora_rt.wire.socketio import MAX_NAMESPACE, MAX_PROBE, Hello, decode, decode_hello
+from vizora_rt.wire.socketio import MAX_NAMESPACE, MAX_PROBE, ConnectPacket, decode, decode_connect
 
 NOW = b"2026-11-23T04:00:00.000Z"
 SHIPPED = json.loads(Path(__file__).with_name("shipped.json").read_text("utf-8"))
@@ -104,37 +104,37 @@ class TestHandshake:
     @pytest.mark.parametrize(
         ("packet", "hello"),
         [
-            ("40", Hello(None, False)),
-            ("40{}", Hello(None, False)),
-            ("40null", Hello(None, False)),
-            ('40{"token":null}', Hello(None, False)),
-            ('40{"token":""}', Hello(None, False)),
-            ("40/", Hello(None, False)),
-            ('40/,{"token":"t","capabilities":["deliveryAck"]}', Hello("t", True)),
-            (r'40{"token":"t","name":"cut \ud83d"}', Hello("t", False)),
-            (r'40{"token":"cut \ud83d"}', Hello("cut \ufffd", False)),
-            (r'40"\ud83d"', Hello("", False)),
-            ('40{"token":"t"}', Hello("t", False)),
-            ('40{"token":"t","capabilities":{"deliveryAck":true}}', Hello("t", True)),
-            ('40{"token":"t","capabilities":["deliveryAck"]}', Hello("t", True)),
-            ('40{"token":"t","capabilities":{"deliveryAck":false}}', Hello("t", False)),
-            ('40{"token":"t","capabilities":{"deliveryAck":"yes"}}', Hello("t", False)),
-            ('40{"token":"t","capabilities":["else"]}', Hello("t", False)),
-            ('40{"token":"t","capabilities":"deliveryAck"}', Hello("t", False)),
-            ('40{"token":7}', Hello("", False)),
-            ('40["t"]', Hello("", False)),
-            ('40{"token":', Hello("", False)),
+            ("40", ConnectPacket(None, False)),
+            ("40{}", ConnectPacket(None, False)),
+            ("40null", ConnectPacket(None, False)),
+            ('40{"token":null}', ConnectPacket(None, False)),
+            ('40{"token":""}', ConnectPacket(None, False)),
+            ("40/", ConnectPacket(None, False)),
+            ('40/,{"token":"t","capabilities":["deliveryAck"]}', ConnectPacket("t", True)),
+            (r'40{"token":"t","name":"cut \ud83d"}', ConnectPacket("t", False)),
+            (r'40{"token":"cut \ud83d"}', ConnectPacket("cut \ufffd", False)),
+            (r'40"\ud83d"', ConnectPacket("", False)),
+            ('40{"token":"t"}', ConnectPacket("t", False)),
+            ('40{"token":"t","capabilities":{"deliveryAck":true}}', ConnectPacket("t", True)),
+            ('40{"token":"t","capabilities":["deliveryAck"]}', ConnectPacket("t", True)),
+            ('40{"token":"t","capabilities":{"deliveryAck":false}}', ConnectPacket("t", False)),
+            ('40{"token":"t","capabilities":{"deliveryAck":"yes"}}', ConnectPacket("t", False)),
+            ('40{"token":"t","capabilities":["else"]}', ConnectPacket("t", False)),
+            ('40{"token":"t","capabilities":"deliveryAck"}', ConnectPacket("t", False)),
+            ('40{"token":7}', ConnectPacket("", False)),
+            ('40["t"]', ConnectPacket("", False)),
+            ('40{"token":', ConnectPacket("", False)),
         ],
     )
-    def test_hello(self, packet: str, hello: Hello) -> None:
-        assert decode_hello(packet) == hello
+    def test_hello(self, packet: str, hello: ConnectPacket) -> None:
+        assert decode_connect(packet) == hello
 
     def test_nothing_but_connect_comes_first(self) -> None:
-        assert decode_hello('420["heartbeat",{}]') is BAD_MESSAGE
-        assert decode_hello("2") == b"3"
-        assert decode_hello("1") is None
-        assert decode_hello("40/admin,{}") == b'44/admin,{"message":"Invalid namespace"}'
-        assert decode_hello('40/?token=t,{"token":"t"}') is UNKNOWN_NAMESPACE
+        assert decode_connect('420["heartbeat",{}]') is BAD_MESSAGE
+        assert decode_connect("2") == b"3"
+        assert decode_connect("1") is None
+        assert decode_connect("40/admin,{}") == b'44/admin,{"message":"Invalid namespace"}'
+        assert decode_connect('40/?token=t,{"token":"t"}') is UNKNOWN_NAMESPACE
 
 
 class TestDecode:
@@ -234,7 +234,7 @@ class TestDecode:
     @example('42["\\ud800' + "[" * 5000)
     def test_no_packet_raises(self, packet: str) -> None:
         for text in (packet, "4" + packet, "40" + packet, "42" + packet, "427" + packet, "43" + packet, "45" + packet):
-            for found in (decode(text), decode_hello(text)):
+            for found in (decode(text), decode_connect(text)):
                 assert isinstance(found, tuple | Refusal | Refused | bytes | None)
                 if isinstance(found, bytes):
                     assert len(found) <= 200
@@ -296,7 +296,7 @@ class TestDecode:
         until = data.draw(st.integers(at, len(packet)))
         mutated = packet[:at] + data.draw(st.text(max_size=4)) + packet[until:]
         assert isinstance(decode(mutated), tuple | Refusal | Refused | bytes | None)
-        assert isinstance(decode_hello(mutated), Hello | Refusal | Refused | bytes | None)
+        assert isinstance(decode_connect(mutated), ConnectPacket | Refusal | Refused | bytes | None)
 
 
 class TestEncode:

@@ -2,6 +2,8 @@
 
 The algorithm is pinned by configuration and never read from the token (RFC 8725 section 3.1). The claim `type` only
 chooses which secret must have signed it, so a dashboard's secret can never make a device.
+
+Over 300 lines because tokens are found, verified and minted by one set of rules.
 """
 
 import base64
@@ -16,7 +18,7 @@ from typing import Any, Literal, TypeGuard
 import jwt
 from jwt.algorithms import Algorithm, get_default_algorithms
 
-from vizora_rt.config import Auth
+from vizora_rt.config import AuthSettings
 from vizora_rt.errors import AUTH_EXPIRED, AUTH_INVALID, ORIGIN_DENIED, ConfigError, Refusal
 from vizora_rt.wire import messages, payloads
 from vizora_rt.wire.http import Request
@@ -84,7 +86,7 @@ class Verifier:
     and raises on a key that it does not like: here that happens once, before anybody connects, as a ConfigError.
     """
 
-    def __init__(self, config: Auth) -> None:
+    def __init__(self, config: AuthSettings) -> None:
         self._pinned = config.algorithm
         self._algorithm = _algorithm(config.algorithm)
         self._device_keys = _keys(self._algorithm, config, "device_jwt_secret")
@@ -129,24 +131,28 @@ class Verifier:
             if not self._accepts(_object(header)):
                 return AUTH_INVALID
             self._header = header  # an issuer writes the same one into all tokens
-        claims = _object(payload)
-        if claims is None:
+        ownership_store = _object(payload)
+        if ownership_store is None:
             return AUTH_INVALID
-        is_device = claims.get("type") == "device"
+        is_device = ownership_store.get("type") == "device"
         signed, proof = token[: parts.end(2)].encode(), _unpack(signature)
         for key in self._device_keys if is_device else self._user_keys:
             if self._algorithm.verify(signed, key, proof):
-                return self._identity(claims, is_device, now)
+                return self._identity(ownership_store, is_device, now)
         return AUTH_INVALID
 
     def _accepts(self, header: dict[str, Any] | None) -> bool:
         # An extension that must be understood (RFC 7515 section 4.1.11) is not.
         return header is not None and header.get("alg") == self._pinned and "crit" not in header
 
-    def _identity(self, claims: dict[str, Any], is_device: bool, now: float) -> Identity | Refusal:
-        subject, organization = claims.get("sub"), claims.get("organizationId")
-        jti, issued, expires = claims.get("jti", ""), claims.get("iat", 0), claims.get("exp", 0)
-        ends = "exp" in claims  # 0 is a time too, and over; so is -0.0, and 1e-400, which is read as 0.0
+    def _identity(self, ownership_store: dict[str, Any], is_device: bool, now: float) -> Identity | Refusal:
+        subject, organization = ownership_store.get("sub"), ownership_store.get("organizationId")
+        jti, issued, expires = (
+            ownership_store.get("jti", ""),
+            ownership_store.get("iat", 0),
+            ownership_store.get("exp", 0),
+        )
+        ends = "exp" in ownership_store  # 0 is a time too, and over; so is -0.0, and 1e-400, which is read as 0.0
         if not valid_id(subject) or not valid_id(organization):
             return AUTH_INVALID
         if not isinstance(jti, str) or len(jti) > 128 or not _is_time(issued) or not _is_number(expires):
@@ -155,13 +161,13 @@ class Verifier:
             return AUTH_EXPIRED
         if expires >= LAST_TIME:
             return AUTH_INVALID
-        if "nbf" in claims and not (_is_time(claims["nbf"]) and claims["nbf"] <= now):
+        if "nbf" in ownership_store and not (_is_time(ownership_store["nbf"]) and ownership_store["nbf"] <= now):
             return AUTH_INVALID
         # One string object for all screens of an organisation: 20,000 connections share it.
         organization = self._organizations.setdefault(organization, organization)
         if not is_device:
             return Identity("dashboard", subject, organization, jti, issued, expires)
-        identifier = claims.get("deviceIdentifier")
+        identifier = ownership_store.get("deviceIdentifier")
         kept = identifier if isinstance(identifier, str) and len(identifier) <= MAX_IDENTIFIER else ""
         return Identity("device", subject, organization, jti, issued, expires, kept)
 
@@ -255,40 +261,42 @@ def _page(text: str) -> tuple[str, str, int] | None:
     return scheme, host, int(port) if port else PORTS[scheme]
 
 
-def mint_device(config: Auth, device: str, organization: str, now: int, ttl: int) -> str:
+def mint_device(config: AuthSettings, device: str, organization: str, now: int, ttl: int) -> str:
     """A device token as the backend makes them; `ttl` in seconds."""
-    claims = {"sub": device, "organizationId": organization, "type": "device", "jti": secrets.token_hex(8)}
-    return _mint(config, config.device_jwt_secret, claims, now, ttl)
+    ownership_store = {"sub": device, "organizationId": organization, "type": "device", "jti": secrets.token_hex(8)}
+    return _mint(config, config.device_jwt_secret, ownership_store, now, ttl)
 
 
-def renew(config: Auth, identity: Identity, now: int) -> tuple[str, Identity]:
+def renew(config: AuthSettings, identity: Identity, now: int) -> tuple[str, Identity]:
     """A device token that follows another: the same claims, as long a life, from now on; and whose it is.
 
     It has the `jti` of the one before, since that is the name by which a backend that knows of no other token revokes.
     """
     life = int(identity.expires - identity.issued) if 0 < identity.issued < identity.expires else DEFAULT_LIFE
-    claims = {"sub": identity.id, "organizationId": identity.organization_id, "type": "device"}
+    ownership_store = {"sub": identity.id, "organizationId": identity.organization_id, "type": "device"}
     optional = {"jti": identity.jti, "deviceIdentifier": identity.identifier}
-    claims |= {name: value for name, value in optional.items() if value}
-    token = _mint(config, config.device_jwt_secret, claims, now, life)
+    ownership_store |= {name: value for name, value in optional.items() if value}
+    token = _mint(config, config.device_jwt_secret, ownership_store, now, life)
     of = (identity.id, identity.organization_id, identity.jti, now, now + life, identity.identifier)
     return token, Identity("device", *of)
 
 
-def mint_user(config: Auth, user: str, organization: str, now: int, ttl: int, email: str = "") -> str:
+def mint_user(config: AuthSettings, user: str, organization: str, now: int, ttl: int, email: str = "") -> str:
     """A dashboard user's token; `ttl` in seconds."""
-    claims = {"sub": user, "organizationId": organization, "type": "user", "jti": secrets.token_hex(8)}
-    return _mint(config, config.jwt_secret, claims | ({"email": email} if email else {}), now, ttl)
+    ownership_store = {"sub": user, "organizationId": organization, "type": "user", "jti": secrets.token_hex(8)}
+    return _mint(config, config.jwt_secret, ownership_store | ({"email": email} if email else {}), now, ttl)
 
 
-def _mint(config: Auth, key: str, claims: dict[str, Any], now: int, ttl: int) -> str:
+def _mint(config: AuthSettings, key: str, ownership_store: dict[str, Any], now: int, ttl: int) -> str:
     if config.algorithm != "HS256":
         raise ConfigError(f"auth.algorithm is {config.algorithm}: only the holder of the private key can make tokens")
     for name in ("sub", "organizationId"):
-        if not valid_id(claims[name]):
-            raise ConfigError(f"{claims[name]!r}: an id has 1 to 128 printable characters without space or braces")
+        if not valid_id(ownership_store[name]):
+            raise ConfigError(
+                f"{ownership_store[name]!r}: an id has 1 to 128 printable characters without space or braces"
+            )
     try:
-        return jwt.encode({**claims, "iat": now, "exp": now + ttl}, key, algorithm=config.algorithm)
+        return jwt.encode({**ownership_store, "iat": now, "exp": now + ttl}, key, algorithm=config.algorithm)
     except jwt.InvalidKeyError:
         raise ConfigError(f"auth: the secret cannot be a key for {config.algorithm}") from None
 
@@ -300,7 +308,7 @@ def _algorithm(name: str) -> Algorithm:
     return found
 
 
-def _keys(algorithm: Algorithm, config: Auth, name: str) -> tuple[Any, ...]:
+def _keys(algorithm: Algorithm, config: AuthSettings, name: str) -> tuple[Any, ...]:
     """The keys of config.toml's `name` and the one before it, ready for use. The text of a key is shown to nobody."""
     keys = []
     for each in (name, f"{name}_previous"):

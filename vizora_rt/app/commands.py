@@ -30,14 +30,14 @@ TOKEN_TTL: Final = 14 * 86_400
 KEPT_AFTER: Final = 86_400_000
 """Milliseconds that a command's record outlives the command."""
 
-FIRST_PATIENCE: Final = 10.0
-MOST_PATIENCE: Final = 300.0
+FIRST_ACK_TIMEOUT: Final = 10.0
+MAX_ACK_TIMEOUT: Final = 300.0
 
 ERROR_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class QueuedCommand:
     """A waiting command or playlist. Times are milliseconds since the epoch; `expires` is 0 for a playlist.
 
     `asker` is the node and worker whose HTTP call may still wait for the ack, with a space between.
@@ -47,7 +47,7 @@ class Entry:
     type: str
     expires: int
     created: int
-    asker: str
+    reply_to: str
     body: bytes = b""
 
     @property
@@ -56,15 +56,16 @@ class Entry:
 
     def line(self) -> bytes:
         """As it stands in the ledger's list: ids and types hold no spaces, and JSON comes last."""
-        head = f"{self.id} {self.expires} {self.created} {self.asker} {self.type} "
+        head = f"{self.id} {self.expires} {self.created} {self.reply_to} {self.type} "
         return head.encode() + self.body
 
 
 @lru_cache(maxsize=16)
-def parse_line(line: bytes) -> Entry:
-    """The inverse of `Entry.line`; the body may be missing. A broadcast is the same line for all its devices."""
+def parse_line(line: bytes) -> QueuedCommand:
+    """The inverse of `QueuedCommand.line`; the body may be missing. A broadcast is the same line for all its
+    devices."""
     entry_id, expires, created, node, worker, kind, *body = line.split(b" ", 6)
-    return Entry(
+    return QueuedCommand(
         entry_id.decode(),
         kind.decode(),
         int(expires),
@@ -101,7 +102,7 @@ def key(device_id: str, name: str) -> str:
     return f"vz:{{d:{device_id}}}:{name}"
 
 
-class Do(IntEnum):
+class Action(IntEnum):
     """What the caller of a `Delivery` has to do."""
 
     NOTHING = 0
@@ -133,54 +134,54 @@ class Delivery:
         self._again = False
 
     @property
-    def patience(self) -> float:
+    def ack_timeout(self) -> float:
         """Seconds until an ack is overdue."""
-        return min(MOST_PATIENCE, FIRST_PATIENCE * 2.0 ** min(self.attempt, 16))
+        return min(MAX_ACK_TIMEOUT, FIRST_ACK_TIMEOUT * 2.0 ** min(self.attempt, 16))
 
-    def look(self) -> Do:
+    def look(self) -> Action:
         """Something new may wait."""
         if self.phase is Phase.IDLE:
             self.phase = Phase.LOOKING
-            return Do.LOOK
+            return Action.LOOK
         # While an ack is awaited nothing is done: the reply to its record says what is next. But a reply that is on
         # its way may be older than what is new.
         self._again = self.phase is not Phase.AWAITING
-        return Do.NOTHING
+        return Action.NOTHING
 
-    def found(self, entry_id: str | None) -> Do:
+    def found(self, entry_id: str | None) -> Action:
         """The ledger's answer to LOOK or RECORD: what is next."""
         again, self._again = self._again, False
         acked, self._acked = self._acked, False
         if entry_id is None:
             self.entry_id = ""
             self.phase = Phase.LOOKING if again else Phase.IDLE
-            return Do.LOOK if again else Do.NOTHING
+            return Action.LOOK if again else Action.NOTHING
         known = entry_id == self.entry_id
         self.entry_id = entry_id
         if known and acked:
             self.phase = Phase.RECORDING
-            return Do.RECORD
+            return Action.RECORD
         self.attempt = self.attempt + 1 if known else 0
         self.phase = Phase.AWAITING
-        return Do.SEND
+        return Action.SEND
 
-    def acked(self) -> Do:
+    def acked(self) -> Action:
         """The device acked the entry."""
         if not self.entry_id or self.phase is Phase.RECORDING:
-            return Do.NOTHING
+            return Action.NOTHING
         if self.phase is Phase.LOOKING:
             # It came late, while the ledger is asked whether to send the entry again.
             self._acked = True
-            return Do.NOTHING
+            return Action.NOTHING
         self.phase = Phase.RECORDING
-        return Do.RECORD
+        return Action.RECORD
 
-    def overdue(self) -> Do:
+    def overdue(self) -> Action:
         """No ack in time: look what stands in the ledger now."""
         if self.phase is not Phase.AWAITING:
-            return Do.NOTHING
+            return Action.NOTHING
         self.phase = Phase.LOOKING
-        return Do.LOOK
+        return Action.LOOK
 
     def failed(self) -> None:
         """The ledger could not be asked. Nothing is lost: whatever waits is found at the next look."""

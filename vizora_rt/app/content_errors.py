@@ -32,7 +32,7 @@ class ContentErrors:
 
     __slots__ = ("_room", "table")
 
-    def __init__(self, settings: config.Plays) -> None:
+    def __init__(self, settings: config.PlaySettings) -> None:
         self._room = settings.max_events
         self.table = {"content:error": Event(ContentError, self.error)}
 

@@ -26,7 +26,7 @@ Status = tuple[int, bytes]
 """seq, the JSON of `device:status`"""
 
 
-class Watch:
+class DashboardSubscription:
     """What one dashboard has been told and has yet to be.
 
     `pending` are the changes of this round, `due` those of the one that is being sent; a dashboard that does not read
@@ -36,8 +36,6 @@ class Watch:
     """
 
     __slots__ = (
-        "again",
-        "arrival",
         "due",
         "in_part",
         "joined",
@@ -45,7 +43,9 @@ class Watch:
         "pages",
         "pending",
         "room",
-        "telling",
+        "snapshot_requested",
+        "snapshot_running",
+        "tat",
         "viewer",
         "waiting",
         "watching",
@@ -54,16 +54,16 @@ class Watch:
     def __init__(self, room: "Room", viewer: Peer) -> None:
         self.room = room
         self.viewer = viewer
-        self.arrival = 0.0
+        self.tat = 0.0
         self.watching = True
         self.joined = False
-        self.telling = False
+        self.snapshot_running = False
         self.pending: dict[str, None] = {}
         self.due: dict[str, None] = {}
         self.waiting: list[tuple[str, int]] | None = None
         self.page = 0
         self.pages = 0
-        self.again = False
+        self.snapshot_requested = False
         self.in_part = False
 
     def mark(self, device_id: str) -> None:
@@ -137,7 +137,7 @@ class Room:
         self.organization_id = organization_id
         self.on_readable = on_readable
         self.latest: dict[str, Status] = {}
-        self.watches: dict[Peer, Watch] = {}
+        self.watches: dict[Peer, DashboardSubscription] = {}
 
     def learn(self, device_id: str, seq: int, body: bytes) -> bool:
         """Remember a status unless a later one is known. Whether it is news; of the same seq, the body may be newer."""
@@ -163,7 +163,7 @@ class Rooms:
 
     def __init__(self) -> None:
         self.rooms: dict[str, Room] = {}
-        self.on_join: Callable[[Watch], None] = lambda _: None
+        self.on_join: Callable[[DashboardSubscription], None] = lambda _: None
         """Told when a dashboard wants the whole organisation."""
         self.on_readable: Callable[[], None] = lambda: None
         """Told when a dashboard reads again that did not."""
@@ -173,21 +173,21 @@ class Rooms:
             "leave:room": Event(JoinRoom, leave_own_room, self.leave_room),
         }
 
-    def enter(self, viewer: Peer) -> Watch:
+    def enter(self, viewer: Peer) -> DashboardSubscription:
         organization_id = viewer.identity.organization_id
         room = self.rooms.get(organization_id)
         if room is None:
             room = self.rooms[organization_id] = Room(organization_id, lambda: self.on_readable())
-        watch = room.watches[viewer] = Watch(room, viewer)
+        watch = room.watches[viewer] = DashboardSubscription(room, viewer)
         return watch
 
-    def leave(self, watch: Watch) -> None:
+    def leave(self, watch: DashboardSubscription) -> None:
         room = watch.room
         room.watches.pop(watch.viewer, None)
         if not room.watches:
             self.rooms.pop(room.organization_id, None)
 
-    def join_organization(self, watch: Watch, payload: JoinOrganization, now: int) -> Outcome:
+    def join_organization(self, watch: DashboardSubscription, payload: JoinOrganization, now: int) -> Outcome:
         organization_id = watch.room.organization_id
         if payload.organization_id != organization_id:
             return Outcome(refusal=FORBIDDEN, details={"organizationId": "not yours"})
@@ -196,12 +196,12 @@ class Rooms:
         reply = messages.dumps({"joined": True, "organizationId": organization_id})
         return Outcome(reply, events=(("joined:organization", messages.dumps(joined)),))
 
-    def join_room(self, watch: Watch, payload: JoinRoom, now: int) -> Outcome:
+    def join_room(self, watch: DashboardSubscription, payload: JoinRoom, now: int) -> Outcome:
         if payload.room == f"org:{watch.room.organization_id}":
             self._join(watch)
         return _room(watch, payload.room, messages.dumps({"joined": True, "room": payload.room}))
 
-    def leave_room(self, watch: Watch, payload: JoinRoom, now: int) -> Outcome:
+    def leave_room(self, watch: DashboardSubscription, payload: JoinRoom, now: int) -> Outcome:
         """Out of its organisation's room a dashboard is told of no changes, until it joins again."""
         if payload.room == f"org:{watch.room.organization_id}":
             watch.watching = watch.joined = False
@@ -209,12 +209,12 @@ class Rooms:
             watch.due.clear()
         return _room(watch, payload.room, messages.dumps({"left": True, "room": payload.room}))
 
-    def _join(self, watch: Watch) -> None:
+    def _join(self, watch: DashboardSubscription) -> None:
         watch.watching = watch.joined = True
         self.on_join(watch)
 
 
-def _room(watch: Watch, room: str, reply: bytes) -> Outcome:
+def _room(watch: DashboardSubscription, room: str, reply: bytes) -> Outcome:
     """The answer on a room: that of the own organisation, or of a device in it."""
     kind, _, name = room.partition(":")
     organization_id = watch.room.organization_id

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from vizora_rt.app import commands, screenshots
 from vizora_rt.app.state import Device, State
-from vizora_rt.config import Player
+from vizora_rt.config import PlayerSettings
 from vizora_rt.errors import INVALID_PAYLOAD, Refusal
 from vizora_rt.wire import messages, times
 from vizora_rt.wire.payloads import Content, Heartbeat, PlaylistRequest, ScreenshotResponse
@@ -85,7 +85,7 @@ def behind(sent_at: str | float | None, now: int) -> int | None:
 class Handlers:
     """The table, bound to this worker's state."""
 
-    def __init__(self, state: State, player: Player) -> None:
+    def __init__(self, state: State, player: PlayerSettings) -> None:
         self._state = state
         # The answer to a heartbeat is the same for all screens: encode it once.
         answer = {"reconcileContent": False, "nextHeartbeatIn": player.heartbeat_interval, "commands": []}

@@ -1,7 +1,8 @@
 """How often may it? The generic cell rate algorithm (GCRA, ITU-T I.371): one number per key, no timers.
 
 The number is the theoretical arrival time, in seconds of any one clock: a bucket of `capacity` cells that refills at
-`per_minute`. A rate of 0 switches the limit off. `Window` is for few keys and small limits: it remembers each time.
+`per_minute`. A rate of 0 switches the limit off. `SlidingWindow` is for few keys and small limits: it remembers each
+time.
 """
 
 from collections import deque
@@ -20,14 +21,14 @@ SLACK: Final = 0.001
 BURST: Final = 0.05
 """Seconds of a budget that may be taken at once, and for which the loop is held up at most. Those beyond wait."""
 
-LONGEST_TURN: Final = 60.0
+MAX_RETRY_SECONDS: Final = 60.0
 """Seconds that somebody is sent away for, at most. Whoever stays away longer is a screen that is dark without need."""
 
 
-class Sender(Protocol):
+class RateState(Protocol):
     """Keeps the theoretical arrival time of its next cell, 0.0 before the first."""
 
-    arrival: float
+    tat: float
 
 
 class Rate:
@@ -39,15 +40,15 @@ class Rate:
         self.interval = 60 / per_minute if per_minute else 0.0
         self.burst = self.interval * (capacity + SLACK)
 
-    def wait(self, arrival: float, now: float) -> float:
+    def wait(self, tat: float, now: float) -> float:
         """Seconds until one more is allowed; 0.0 means now, and the caller stores `next`."""
-        return max(0.0, arrival + self.interval - now - self.burst) if arrival > now else 0.0
+        return max(0.0, tat + self.interval - now - self.burst) if tat > now else 0.0
 
-    def next(self, arrival: float, now: float, cost: float = 1.0) -> float:
+    def next(self, tat: float, now: float, cost: float = 1.0) -> float:
         """The arrival time after `cost` cells were taken."""
-        return (arrival if arrival > now else now) + self.interval * cost
+        return (tat if tat > now else now) + self.interval * cost
 
-    def take(self, sender: Sender, now: float, cost: float = 1.0) -> float:
+    def take(self, sender: RateState, now: float, cost: float = 1.0) -> float:
         """Take `cost` cells of `sender`: 0.0, or the seconds until it has one, and nothing is taken.
 
         One cell lets a message of any cost in. The rest is owed: `wait` tells when the next one may come. So a message
@@ -55,86 +56,86 @@ class Rate:
         """
         if not self.interval:
             return 0.0
-        wait = self.wait(sender.arrival, now)
+        wait = self.wait(sender.tat, now)
         if not wait:
-            sender.arrival = self.next(sender.arrival, now, cost)
+            sender.tat = self.next(sender.tat, now, cost)
         return wait
 
 
-class Meter:
+class KeyedRateLimiter:
     """A rate per key. A key that has caught up with the clock is forgotten, so only the recent ones take memory."""
 
-    __slots__ = ("_arrivals", "_rate", "_sweep_at")
+    __slots__ = ("_rate", "_sweep_at", "_tats")
 
     def __init__(self, per_minute: int) -> None:
         self._rate = Rate(per_minute, per_minute)
-        self._arrivals: dict[Hashable, float] = {}
+        self._tats: dict[Hashable, float] = {}
         self._sweep_at = 1024
 
     def take(self, key: Hashable, now: float) -> float:
         """0.0 when allowed, else the seconds to wait."""
         if not self._rate.interval:
             return 0.0
-        arrival = self._arrivals.get(key, 0.0)
-        wait = self._rate.wait(arrival, now)
+        tat = self._tats.get(key, 0.0)
+        wait = self._rate.wait(tat, now)
         if not wait:
-            self._arrivals[key] = self._rate.next(arrival, now)
-            if len(self._arrivals) >= self._sweep_at:
+            self._tats[key] = self._rate.next(tat, now)
+            if len(self._tats) >= self._sweep_at:
                 self._sweep(now)
         return wait
 
     def _sweep(self, now: float) -> None:
         """Forget who has caught up. What is left may double before the next sweep, so one costs little per key."""
-        recent = {key: arrival for key, arrival in self._arrivals.items() if arrival > now}
+        recent = {key: tat for key, tat in self._tats.items() if tat > now}
         surplus = len(recent) - MAX_KEYS // 2
-        self._arrivals = dict(islice(recent.items(), surplus, None)) if surplus > 0 else recent
-        self._sweep_at = max(1024, 2 * len(self._arrivals))
+        self._tats = dict(islice(recent.items(), surplus, None)) if surplus > 0 else recent
+        self._sweep_at = max(1024, 2 * len(self._tats))
 
     def __len__(self) -> int:
-        return len(self._arrivals)
+        return len(self._tats)
 
 
-class Budget:
+class RateLimiter:
     """A rate for all together, and the queue of those for whom nothing was left: each is told when its turn is.
 
     Turns lie as far apart as the rate asks for, so who was sent away in one wave does not return in one. A turn is no
     promise: one that comes at its time and finds the budget spent by others gets another.
     """
 
-    __slots__ = ("_arrival", "_gap", "_rate", "_turn")
+    __slots__ = ("_gap", "_rate", "_retry_at", "_tat")
 
     def __init__(self, per_second: float) -> None:
         self._rate = Rate(per_second * 60, max(1.0, per_second * BURST))
         self._gap = self._rate.interval or 0.001
-        self._arrival = self._turn = 0.0
+        self._tat = self._retry_at = 0.0
 
     def take(self, now: float) -> bool:
         """Whether there was one left."""
         if not self._rate.interval:
             return True
-        if self._rate.wait(self._arrival, now):
+        if self._rate.wait(self._tat, now):
             return False
-        self._arrival = self._rate.next(self._arrival, now)
+        self._tat = self._rate.next(self._tat, now)
         return True
 
     def wait(self, now: float) -> float:
         """Seconds until one is left; 0.0 when there is one now."""
-        return self._rate.wait(self._arrival, now)
+        return self._rate.wait(self._tat, now)
 
     def give_back(self) -> None:
         """What was taken was not used."""
-        self._arrival -= self._rate.interval
+        self._tat -= self._rate.interval
 
-    def turn(self, now: float) -> int:
+    def retry_after(self, now: float) -> int:
         """In how many seconds the one who is sent away now shall come again. Past a minute the queue begins anew: there
         are more in it than will come, or many that do not wait."""
-        self._turn = max(self._turn, now) + self._gap
-        if self._turn - now > LONGEST_TURN:
-            self._turn = now + self._gap
-        return ceil(self._turn - now)
+        self._retry_at = max(self._retry_at, now) + self._gap
+        if self._retry_at - now > MAX_RETRY_SECONDS:
+            self._retry_at = now + self._gap
+        return ceil(self._retry_at - now)
 
 
-class Window:
+class SlidingWindow:
     """At most `limit` in any `seconds`, for each of at most `max_keys` keys, of which the quiet ones are forgotten.
 
     A bucket would let twice its rate through in the first minute. This is exact.

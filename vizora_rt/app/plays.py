@@ -67,12 +67,12 @@ def parts(data: Any) -> int:
     return min(len(plays), MAX_PLAYS) if plays.__class__ is list else 0
 
 
-class Plays:
+class PlayRecorder:
     """The events of proof of play, for one worker."""
 
     __slots__ = ("_settings", "partitions", "table")
 
-    def __init__(self, settings: config.Plays) -> None:
+    def __init__(self, settings: config.PlaySettings) -> None:
         self._settings = settings
         self.partitions = 0
         """How many this Redis has; 0 until it has said so, and until then no play can be taken."""

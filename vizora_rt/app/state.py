@@ -40,7 +40,7 @@ class Peer(Protocol):
     def notice(self, frame: bytes) -> bool:
         """Queue a frame encoded once for many; False when the client is behind, and it is dropped."""
 
-    def allow(self, message_bytes: int) -> None:
+    def set_message_limit(self, message_bytes: int) -> None:
         """Take messages of this size too; 0 for the configured limit."""
 
     def close(self, cause: Close) -> None:
@@ -60,7 +60,6 @@ class Device:
     """
 
     __slots__ = (
-        "arrival",
         "clock_ms",
         "connected",
         "counted",
@@ -86,6 +85,7 @@ class Device:
         "screenshot_until",
         "since",
         "status",
+        "tat",
     )
 
     def __init__(self, device_id: str, organization_id: str) -> None:
@@ -102,7 +102,7 @@ class Device:
         self.last_heartbeat = 0
         self.heartbeat: Heartbeat | None = None
         self.dirty = False
-        self.arrival = 0.0
+        self.tat = 0.0
         self.clock_ms: int | None = None
         self.owner_checked = 0
         self.listed = 0

@@ -7,6 +7,8 @@ A rate alert has two forms under one name: `rate`, which a large fleet meets fir
 A third, `fleet`, is about all organisations together when each of them alone is too small for the other two.
 A ratio is a product on the other side, so that nothing is ever divided by zero, and asks for a number of cases, so that
 one screen in a quiet night wakes nobody.
+
+Over 300 lines because it is a table of all alerts, with the reason of each number.
 """
 
 import json

@@ -19,8 +19,8 @@ from vizora_rt.errors import StartupError
 from vizora_rt.ops import alerts, monitors
 from vizora_rt.ops.alerts import Severity
 from vizora_rt.ops.faults import FAULTS, Fault
-from vizora_rt.ops.monitors import Notification, Program, Webhook
-from vizora_rt.ops.site import Site, many_threads, until
+from vizora_rt.ops.monitors import AlertNotification, Program, Webhook
+from vizora_rt.ops.site import Sandbox, many_threads, until
 
 CALM_SECONDS = 60.0
 FIRE_SECONDS = 120.0
@@ -60,9 +60,9 @@ class Inbox:
     """What was notified. Filled by threads, read by the loop."""
 
     def __init__(self) -> None:
-        self._told: list[Notification] = []
+        self._told: list[AlertNotification] = []
 
-    def take(self, notification: Notification) -> None:
+    def take(self, notification: AlertNotification) -> None:
         self._told.append(notification)
 
     def receivers(self, alert: str, firing: bool) -> frozenset[str]:
@@ -71,24 +71,24 @@ class Inbox:
     def description(self, alert: str) -> str:
         return next(each.description for each in self._of(alert))
 
-    def _of(self, alert: str) -> list[Notification]:
+    def _of(self, alert: str) -> list[AlertNotification]:
         name, _, form = alert.partition("/")
         return [each for each in self._told if each.alert == name and form in ("", each.form)]
 
 
-class Watch(NamedTuple):
+class AlertWatch(NamedTuple):
     """A site with what watches it."""
 
-    site: Site
+    site: Sandbox
     prometheus: Program
     inbox: Inbox
 
 
 @asynccontextmanager
-async def watched(ops: Path, folder: Path, env: Mapping[str, str] = {}, workers: int = 2) -> AsyncIterator[Watch]:
+async def watched(ops: Path, folder: Path, env: Mapping[str, str] = {}, workers: int = 2) -> AsyncIterator[AlertWatch]:
     """A site, then Prometheus and Alertmanager in a hurry: before the gateway they would find that it is down."""
     inbox = Inbox()
-    site = Site(folder, monitors.free_port(), workers)
+    site = Sandbox(folder, monitors.free_port(), workers)
     webhook = Webhook(inbox.take)
     started: list[Program] = []
     try:
@@ -101,7 +101,7 @@ async def watched(ops: Path, folder: Path, env: Mapping[str, str] = {}, workers:
         started.append(monitors.start_prometheus(folder, files, ports[0]))
         for program in started:
             await until(program.ready)
-        yield Watch(site, started[1], inbox)
+        yield AlertWatch(site, started[1], inbox)
     finally:
         await site.stop()
         for program in started:
@@ -147,7 +147,7 @@ async def drill(name: str, ops: Path, say: Say) -> Result:
     return result
 
 
-async def _suffer(watch: Watch, result: Result, fault: Fault, say: Say) -> Result:
+async def _suffer(watch: AlertWatch, result: Result, fault: Fault, say: Say) -> Result:
     name, wanted = result.alert, RECEIVERS[result.severity]
     began = time.monotonic()
     task = asyncio.ensure_future(fault.run(watch.site))
@@ -170,7 +170,7 @@ async def _suffer(watch: Watch, result: Result, fault: Fault, say: Say) -> Resul
     return result._replace(fired=fired, resolved=resolved, description=description)
 
 
-async def calm(watch: Watch, name: str, screens: int) -> None:
+async def calm(watch: AlertWatch, name: str, screens: int) -> None:
     """Wait until Prometheus has seen the gateway and all its screens, and see that the alert is quiet and was."""
 
     def quiet() -> bool:

@@ -2,6 +2,8 @@
 
 A fault runs until it is cancelled, and leaves the site able to recover. `env` is what the gateway needs to be started
 with: a limit of the service within reach, never another threshold of an alert.
+
+Over 300 lines because it has one fault for each alert.
 """
 
 import asyncio
@@ -13,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from vizora_rt.ops.site import Site, Wire
+from vizora_rt.ops.site import Sandbox, Wire
 from vizora_rt.wire.resp import pack
 
 SECOND = 1.0
@@ -31,7 +33,7 @@ class Fault:
     """`screens` are online before it begins."""
 
     about: str
-    run: Callable[[Site], Awaitable[None]]
+    run: Callable[[Sandbox], Awaitable[None]]
     env: Mapping[str, str] = field(default_factory=dict)
     screens: int = 3
     workers: int = 2
@@ -41,7 +43,7 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
-async def redis_hangs(site: Site) -> None:
+async def redis_hangs(site: Sandbox) -> None:
     pid = await asyncio.to_thread(site.store_pid)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -50,7 +52,7 @@ async def redis_hangs(site: Site) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-async def calls_fail(site: Site) -> None:
+async def calls_fail(site: Sandbox) -> None:
     """The store is full, and backends go on calling. It is not away: RedisDown would hide what follows from it."""
     await asyncio.to_thread(site.redis, pack("CONFIG", "SET", "maxmemory", "1"))
     try:
@@ -61,7 +63,7 @@ async def calls_fail(site: Site) -> None:
         await asyncio.shield(asyncio.to_thread(site.redis, pack("CONFIG", "SET", "maxmemory", "0")))
 
 
-async def redis_evicts(site: Site) -> None:
+async def redis_evicts(site: Sandbox) -> None:
     await asyncio.to_thread(site.redis, pack("CONFIG", "SET", "maxmemory-policy", "allkeys-lru"))
     try:
         await forever()
@@ -69,7 +71,7 @@ async def redis_evicts(site: Site) -> None:
         await asyncio.shield(asyncio.to_thread(site.redis, pack("CONFIG", "SET", "maxmemory-policy", "noeviction")))
 
 
-async def calls_wait(site: Site) -> None:
+async def calls_wait(site: Sandbox) -> None:
     """The store stands still for most of each second, and calls that need it stand with it."""
     pid = await asyncio.to_thread(site.store_pid)
 
@@ -90,7 +92,7 @@ async def calls_wait(site: Site) -> None:
     await together(stutter(), *(caller() for _ in range(8)))
 
 
-async def bad_heartbeats(site: Site) -> None:
+async def bad_heartbeats(site: Sandbox) -> None:
     """Every second one is good: a player that is half understood."""
     wire = await site.wire("broken")
     try:
@@ -102,7 +104,7 @@ async def bad_heartbeats(site: Site) -> None:
         await wire.close()
 
 
-async def wrong_tokens(site: Site) -> None:
+async def wrong_tokens(site: Sandbox) -> None:
     """A player that was given another environment's token, and does not take the answer for one."""
     while True:
         wire = Wire(site.ws, "nonsense")
@@ -111,7 +113,7 @@ async def wrong_tokens(site: Site) -> None:
         await asyncio.sleep(0.05)
 
 
-async def new_fields(site: Site) -> None:
+async def new_fields(site: Sandbox) -> None:
     wire = await site.wire("novel")
     try:
         while True:
@@ -121,13 +123,13 @@ async def new_fields(site: Site) -> None:
         await wire.close()
 
 
-async def connections_drop(site: Site) -> None:
+async def connections_drop(site: Sandbox) -> None:
     while True:
         wire = await site.wire("restless")
         await wire.close()
 
 
-async def connections_drop_everywhere(site: Site) -> None:
+async def connections_drop_everywhere(site: Sandbox) -> None:
     """A few in each of many organisations: none is worth an alert alone."""
 
     async def restless(organization: str) -> None:
@@ -139,7 +141,7 @@ async def connections_drop_everywhere(site: Site) -> None:
     await together(*(restless(f"tenant-{number}") for number in range(20)))
 
 
-async def one_identity(site: Site) -> None:
+async def one_identity(site: Sandbox) -> None:
     """Two screens with one token; whoever is evicted comes back at once."""
 
     async def stubborn() -> None:
@@ -154,7 +156,7 @@ async def one_identity(site: Site) -> None:
     await together(stubborn(), stubborn())
 
 
-async def memory_grows(site: Site, blocks: int) -> None:
+async def memory_grows(site: Sandbox, blocks: int) -> None:
     """Half a GiB a block in the embedded store, which is a process of the service. Zeros: its log stays small."""
     keys = [b"drill:%d" % number for number in range(blocks)]
     for key in keys:
@@ -165,7 +167,7 @@ async def memory_grows(site: Site, blocks: int) -> None:
         await asyncio.shield(asyncio.to_thread(site.redis, pack("DEL", *keys)))
 
 
-async def service_ends(site: Site) -> None:
+async def service_ends(site: Sandbox) -> None:
     env = site.env
     await site.stop()
     try:
@@ -174,21 +176,21 @@ async def service_ends(site: Site) -> None:
         await asyncio.shield(site.start(env))
 
 
-async def workers_die(site: Site) -> None:
+async def workers_die(site: Sandbox) -> None:
     for _ in range(5):
         await kill_one(site)
         await asyncio.sleep(SECOND)
     await forever()
 
 
-async def kill_one(site: Site) -> None:
+async def kill_one(site: Sandbox) -> None:
     with contextlib.suppress(OSError):
         pids = await asyncio.to_thread(site.workers)
         if pids:
             os.kill(pids[0], signal.SIGKILL)
 
 
-async def loop_stalls(site: Site) -> None:
+async def loop_stalls(site: Sandbox) -> None:
     pid = (await asyncio.to_thread(site.workers))[0]
     try:
         while True:
@@ -200,7 +202,7 @@ async def loop_stalls(site: Site) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-async def screens_leave(site: Site) -> None:
+async def screens_leave(site: Sandbox) -> None:
     await site.dismiss(8)
     try:
         await forever()
@@ -208,7 +210,7 @@ async def screens_leave(site: Site) -> None:
         site.screens(8)
 
 
-async def plays_get_lost(site: Site) -> None:
+async def plays_get_lost(site: Sandbox) -> None:
     """The first play of a player has the number 1, the next one 200."""
     wire = await site.wire("forgetful")
     try:
@@ -223,7 +225,7 @@ async def plays_get_lost(site: Site) -> None:
         await wire.close()
 
 
-async def crowd(site: Site) -> None:
+async def crowd(site: Sandbox) -> None:
     wires = [await site.wire(f"crowd-{number}") for number in range(19)]
     try:
         await forever()
@@ -232,7 +234,7 @@ async def crowd(site: Site) -> None:
             await wire.close()
 
 
-async def commands_expire(site: Site) -> None:
+async def commands_expire(site: Sandbox) -> None:
     """Commands for screens that are off, and stay so."""
     command = {"type": "reload", "ttl": 1}
     while True:
@@ -240,7 +242,7 @@ async def commands_expire(site: Site) -> None:
         await asyncio.sleep(SECOND)
 
 
-async def backlog(site: Site) -> None:
+async def backlog(site: Sandbox) -> None:
     """A group that nobody reads for, and players who deliver over half a million plays."""
     stream = b"vz:{p:0}:plays"
     await asyncio.to_thread(site.redis, pack("XGROUP", "CREATE", stream, "drill", "0", "MKSTREAM"))
@@ -251,7 +253,7 @@ async def backlog(site: Site) -> None:
         await asyncio.shield(asyncio.to_thread(site.redis, pack("XGROUP", "DESTROY", stream, "drill")))
 
 
-async def deliver(site: Site, device: str, count: int) -> None:
+async def deliver(site: Sandbox, device: str, count: int) -> None:
     """A player that was offline for long sends its plays."""
     wire = await site.wire(device)
     try:
@@ -262,7 +264,7 @@ async def deliver(site: Site, device: str, count: int) -> None:
         await wire.close()
 
 
-async def nobody_reads(site: Site) -> None:
+async def nobody_reads(site: Sandbox) -> None:
     """Dashboards that fell asleep with their connections open, and notices as large as the API takes them."""
     notice = {"organizationId": "acme", "notification": {"text": "x" * 900_000}}
     while True:
@@ -281,7 +283,7 @@ async def nobody_reads(site: Site) -> None:
             await asyncio.gather(*(writer.wait_closed() for writer in asleep), return_exceptions=True)
 
 
-async def many_screens(site: Site) -> None:
+async def many_screens(site: Sandbox) -> None:
     wires = [await site.wire(f"more-{number}") for number in range(3)]
     try:
         while True:

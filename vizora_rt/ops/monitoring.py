@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vizora_rt.errors import UnavailableError
 from vizora_rt.ops import monitors
-from vizora_rt.ops.monitors import Notification, Program, Webhook
+from vizora_rt.ops.monitors import AlertNotification, Program, Webhook
 from vizora_rt.ops.site import until
 
 LOOK_SECONDS = 1.0
@@ -77,7 +77,7 @@ def _answers(gateway: str) -> bool:
     return False
 
 
-def line(notification: Notification) -> str:
+def line(notification: AlertNotification) -> str:
     """A notification for people."""
     state = "fires" if notification.firing else "is over"
     return f"{notification.receiver}: {notification.alert} {state}: {notification.description} ({notification.runbook})"

@@ -30,7 +30,7 @@ GATEWAY, PROMETHEUS, ALERTMANAGER = "localhost:3001", "localhost:9090", "localho
 _OPENER = build_opener(ProxyHandler({}))
 
 
-class Notification(NamedTuple):
+class AlertNotification(NamedTuple):
     """One alert in one call of one receiver."""
 
     receiver: str
@@ -195,7 +195,7 @@ def query(prometheus: Program, expr: str) -> list[tuple[dict[str, str], float]]:
 class Webhook:
     """Stands for Slack, email and PagerDuty: the path says for which. `notified` is called in a thread of its own."""
 
-    def __init__(self, notified: Callable[[Notification], None]) -> None:
+    def __init__(self, notified: Callable[[AlertNotification], None]) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 told = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -218,9 +218,9 @@ class Webhook:
         self._thread.join()
 
 
-def _notification(receiver: str, alert: dict[str, Any]) -> Notification:
+def _notification(receiver: str, alert: dict[str, Any]) -> AlertNotification:
     said = alert["annotations"]
-    return Notification(
+    return AlertNotification(
         receiver,
         alert["labels"]["alertname"],
         alert["status"] == "firing",

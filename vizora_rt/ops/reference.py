@@ -3,12 +3,12 @@
 vizora-rt ops metrics --write
 """
 
-from vizora_rt.metrics import BOUNDS, FAMILIES, Family, Label
+from vizora_rt.telemetry.metrics import BOUNDS, FAMILIES, Family, Label
 
 HEAD = """\
 # Metrics
 
-Made by `vizora-rt ops metrics --write` from the registry in `vizora_rt/metrics.py`; change it there.
+Made by `vizora-rt ops metrics --write` from the registry in `vizora_rt/telemetry/metrics.py`; change it there.
 
 `GET /metrics` answers in the Prometheus text format or in OpenMetrics, as `Accept` asks. Prometheus adds `job` and
 `instance`. Values of closed labels are listed; nothing that a client sends makes another one. Open labels are bounded:

@@ -17,12 +17,13 @@ from urllib.error import HTTPError
 
 from vizora_rt import config
 from vizora_rt.app import auth
+from vizora_rt.client.player import Timing
+from vizora_rt.client.simulated import SimulatedScreen
+from vizora_rt.client.websocket import CloseInfo, Handshake, WebSocket, parse_url
 from vizora_rt.errors import UnavailableError
-from vizora_rt.net import embedded
-from vizora_rt.net.client import Timing
-from vizora_rt.net.dial import Ending, Handshake, WebSocket, parse_url
-from vizora_rt.net.link import Address, ask
-from vizora_rt.net.screen import Screen
+from vizora_rt.net.redis.address import Address
+from vizora_rt.net.redis.blocking import ask
+from vizora_rt.net.valkey import server as valkey_server
 from vizora_rt.ops import monitors
 from vizora_rt.wire import messages
 
@@ -84,7 +85,7 @@ class Wire:
         answer: dict[str, Any] = await waiting
         return answer
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> CloseInfo:
         return await self._task
 
     async def close(self) -> None:
@@ -92,7 +93,7 @@ class Wire:
         await asyncio.wait([self._task])
 
 
-class Site:
+class Sandbox:
     """The gateway and its clients."""
 
     def __init__(self, folder: Path, port: int, workers: int = 2) -> None:
@@ -100,7 +101,7 @@ class Site:
         self.port = port
         self._workers = workers
         self._popen: subprocess.Popen[bytes] | None = None
-        self._screens: list[asyncio.Task[Ending]] = []
+        self._screens: list[asyncio.Task[CloseInfo]] = []
         self.env: Mapping[str, str] = {}
         """The environment of the gateway."""
 
@@ -186,7 +187,7 @@ class Site:
     # --- its store ---
 
     def redis(self, *commands: bytes) -> list[object]:
-        return ask(Address.parse(embedded.running(self.state)), commands, PATIENCE)
+        return ask(Address.parse(valkey_server.running(self.state)), commands, PATIENCE)
 
     def store_pid(self) -> int:
         text = self.redis(b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")[0]
@@ -219,10 +220,10 @@ class Site:
         await reader.readuntil(b"\r\n\r\n")
         return writer
 
-    def screens(self, count: int, organization: str = "acme") -> list[Screen]:
+    def screens(self, count: int, organization: str = "acme") -> list[SimulatedScreen]:
         """Players that live until `dismiss`."""
         found = [
-            Screen(self.ws, self.token(f"{organization}-{number}", organization), timing=HURRY)
+            SimulatedScreen(self.ws, self.token(f"{organization}-{number}", organization), timing=HURRY)
             for number in range(count)
         ]
         self._screens += [asyncio.create_task(screen.run()) for screen in found]

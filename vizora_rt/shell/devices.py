@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
-from vizora_rt import report
 from vizora_rt.app import auth
 from vizora_rt.errors import StartupError
-from vizora_rt.net import backup, devices
+from vizora_rt.net.presence import admin as device_admin
+from vizora_rt.net.presence import record as device_record
+from vizora_rt.net.valkey import backup
 from vizora_rt.shell.options import CONFIG_OPTION, load, redis_url
+from vizora_rt.telemetry import logs
 from vizora_rt.wire import bodies, messages, printable
 
 
@@ -46,9 +48,9 @@ def device_group() -> None:
 @click.option("--offset", default=0, show_default=True, type=click.IntRange(0), help="How many to skip.")
 @click.option(
     "--limit",
-    default=devices.PAGE,
+    default=device_record.PAGE,
     show_default=True,
-    type=click.IntRange(1, devices.MOST_A_PAGE),
+    type=click.IntRange(1, device_record.MOST_A_PAGE),
     help="How many at most.",
 )
 @CONFIG_OPTION
@@ -133,13 +135,13 @@ def erase_device(device_id: str, yes: bool, file: Path | None) -> None:
 def _changed(file: Path | None, what: str, said: str, device_id: str, **more: str) -> None:
     """Say what was done, and leave the line of the log that the same call over HTTP leaves, on stderr."""
     click.echo(said)
-    report.configure(load(file), "shell")
+    logs.configure(load(file), "shell")
     user = os.environ.get("SUDO_USER") or os.environ.get("USER") or str(os.geteuid())
-    report.logger("shell").info("audit", command=what, result=said, user=user, device_id=device_id, **more)
+    logs.logger("shell").info("audit", command=what, result=said, user=user, device_id=device_id, **more)
 
 
-def _shell(file: Path | None) -> devices.Shell:
-    return devices.Shell(redis_url(load(file)))
+def _shell(file: Path | None) -> device_admin.Shell:
+    return device_admin.Shell(redis_url(load(file)))
 
 
 @click.group("store")

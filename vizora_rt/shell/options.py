@@ -11,8 +11,8 @@ import click
 from vizora_rt import config
 from vizora_rt.config import Config
 from vizora_rt.errors import UnavailableError
-from vizora_rt.net import embedded
-from vizora_rt.net.readers import UNITS
+from vizora_rt.net.streams.reader import UNITS
+from vizora_rt.net.valkey import server as valkey_server
 
 DEFAULT_FILE = Path("config.toml")
 
@@ -38,7 +38,7 @@ def load(file: Path | None, overrides: Mapping[str, Mapping[str, Any]] = {}) -> 
 
 def redis_url(settings: Config) -> str:
     """The configured Redis, else the store that a service embeds on this machine."""
-    url = settings.redis.target or embedded.running(Path(settings.state_dir))
+    url = settings.redis.target or valkey_server.running(Path(settings.state_dir))
     if not url:
         raise UnavailableError(f"there is no Redis: set REDIS_URL, or start the service that has {settings.state_dir}")
     return url

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vizora_rt.errors import UnavailableError
-from vizora_rt.net import readers, records
+from vizora_rt.net.streams import formats, reader
 from vizora_rt.shell.options import CONFIG_OPTION, Command, load, redis_url, seconds
 
 PIPE_CLOSED = 141
@@ -35,7 +35,7 @@ def events() -> None:
 
 def _since(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     try:
-        return None if value is None else readers.parse_since(value, time.time())
+        return None if value is None else reader.parse_since(value, time.time())
     except ValueError:
         raise click.BadParameter(
             "15m, 24h or 7d ago, 2026-11-23, 2026-11-23T04:00:00Z, or ms since the epoch"
@@ -94,7 +94,7 @@ def plays_tail(**options: Any) -> None:
 
     Example: vizora-rt plays tail --group billing --fold | billing-import
     """
-    _read(records.PLAYS, follow=True, **options)
+    _read(formats.PLAYS, follow=True, **options)
 
 
 @plays.command("export")
@@ -104,7 +104,7 @@ def plays_export(**options: Any) -> None:
 
     Example: vizora-rt plays export --since 24h --format csv --fold --output plays.csv
     """
-    _read(records.PLAYS, follow=False, **options)
+    _read(formats.PLAYS, follow=False, **options)
 
 
 @events.command("tail")
@@ -114,7 +114,7 @@ def events_tail(**options: Any) -> None:
 
     Example: vizora-rt events tail --since 15m --format jsonl
     """
-    _read(records.EVENTS, follow=True, **options)
+    _read(formats.EVENTS, follow=True, **options)
 
 
 @events.command("export")
@@ -124,13 +124,13 @@ def events_export(**options: Any) -> None:
 
     Example: vizora-rt events export --since 7d --format csv --output events.csv
     """
-    _read(records.EVENTS, follow=False, **options)
+    _read(formats.EVENTS, follow=False, **options)
 
 
 def _read(
-    kind: records.Kind,
+    kind: formats.StreamKind,
     follow: bool,
-    form: records.Format,
+    form: formats.Format,
     since: int | None,
     group: str,
     consumer: str,
@@ -140,16 +140,16 @@ def _read(
     output: Path | None = None,
 ) -> None:
     if wait is None:
-        wait = WAIT_SECONDS if follow or group else readers.TO_THE_END
-    options = readers.Options(form, follow, since, group, consumer, wait * 1000 if fold else 0)
+        wait = WAIT_SECONDS if follow or group else reader.TO_THE_END
+    options = reader.Options(form, follow, since, group, consumer, wait * 1000 if fold else 0)
     url = redis_url(load(file))
     terminal = sys.stderr if sys.stderr.isatty() else None
     try:
         if output is None:
-            readers.run(url, kind, sys.stdout.buffer, options, terminal, sys.stderr)
+            reader.run(url, kind, sys.stdout.buffer, options, terminal, sys.stderr)
         else:
             with output.open("ab" if group else "wb") as out:
-                readers.run(url, kind, out, options, terminal, sys.stderr)
+                reader.run(url, kind, out, options, terminal, sys.stderr)
     except BrokenPipeError:
         # Whoever read us has enough. Python would flush again at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

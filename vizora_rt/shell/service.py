@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from vizora_rt import config, report
+from vizora_rt import config
 from vizora_rt.app import auth
+from vizora_rt.client.simulated import SimulatedScreen
 from vizora_rt.config import Config
-from vizora_rt.net import probe, topology
-from vizora_rt.net.screen import Screen
+from vizora_rt.net.redis import probe, topology
+from vizora_rt.service.supervisor import Supervisor
 from vizora_rt.shell.options import CONFIG_OPTION, load
-from vizora_rt.supervisor import Supervisor
+from vizora_rt.telemetry import logs, sentry
 from vizora_rt.wire import messages
 
 GUIDE = """
@@ -53,14 +54,14 @@ def serve(file: Path | None, host: str | None, port: int | None, workers: int | 
         return _usable(config.with_secrets(load(file, overrides)))
 
     settings = read()
-    report.configure(settings, "supervisor")
+    logs.configure(settings, "supervisor")
     asyncio.run(_serve(settings, read))
 
 
 def _usable(settings: Config) -> Config:
     """Refuse what no worker could use before one is started on it: keys of tokens, where faults are reported."""
     auth.Verifier(settings.auth)
-    report.check(settings)
+    sentry.check(settings)
     return settings
 
 
@@ -85,7 +86,7 @@ def demo(port: int, devices: int) -> None:
         return config.with_secrets(config.load(None, environ, overrides))
 
     settings = read()
-    report.configure(settings, "supervisor")
+    logs.configure(settings, "supervisor")
     asyncio.run(_demo(settings, read, devices))
 
 
@@ -113,7 +114,7 @@ def _screens(settings: Config, port: int, devices: int) -> list[asyncio.Task[Any
     for number in range(1, devices + 1):
         organization = "north" if number % 2 else "south"
         minted = auth.mint_device(settings.auth, f"screen-{number}", organization, now, 86_400)
-        tasks.append(asyncio.create_task(Screen(url, minted).run()))
+        tasks.append(asyncio.create_task(SimulatedScreen(url, minted).run()))
     return tasks
 
 
@@ -154,6 +155,6 @@ def _shown(section: str, key: str, value: Any) -> str:
     if SECRET_KEYS.search(key):
         value = "<set>" if value else ""
     elif (section, key) == ("redis", "url") and value:
-        value = str(topology.Where.parse(value))
+        value = str(topology.RedisTarget.parse(value))
     # JSON's strings, numbers, booleans and arrays are TOML's too.
     return messages.dumps(value).decode()

@@ -3,6 +3,8 @@
 httptools (llhttp) reads the request line and the header fields. Limits, Host and the framing of the body are kept
 here: llhttp takes a header of any size, a request without Host, and cannot tell where a message ended. All that a
 peer can do wrong comes back as a `Refusal`.
+
+Over 300 lines because the parser is one machine of states.
 """
 
 import base64

@@ -37,7 +37,7 @@ class Refused:
     ack_id: int | None
 
 
-Aside = Refusal | Refused | bytes | None
+ControlPacket = Refusal | Refused | bytes | None
 """What is no message: a refusal, a packet to send back (none when empty), or None: the client says goodbye."""
 
 
@@ -51,7 +51,7 @@ class Dialect:
     """
 
     name: str
-    decode: Callable[[str], Envelope | Aside]
+    decode: Callable[[str], Envelope | ControlPacket]
     encode: Callable[[str, bytes, int | None], bytes]
     encode_ack: Callable[[int, bytes], bytes]
     encode_success: Callable[[int, bytes, bytes], bytes]

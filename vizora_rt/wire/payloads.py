@@ -3,6 +3,8 @@
 Schemas are strict structs. A payload that fits one costs one conversion; one that does not is repaired field by field
 (`repair`), because an unknown field or a wrong type in an optional one is no reason to lose a heartbeat. Nothing here
 raises on what a peer sent.
+
+Over 300 lines because it has the schema of every event.
 """
 
 from dataclasses import dataclass

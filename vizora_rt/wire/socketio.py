@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from vizora_rt.errors import BAD_MESSAGE, BINARY_EVENT, NORMAL, UNKNOWN_EVENT, UNKNOWN_NAMESPACE, Close, Refusal
 from vizora_rt.wire.messages import (
-    Aside,
+    ControlPacket,
     Dialect,
     Envelope,
     JSONError,
@@ -30,7 +30,7 @@ MAX_PROBE: Final = 125
 """Characters of a ping that are said back, as many as of a WebSocket ping (RFC 6455 section 5.5)."""
 
 
-class Hello(NamedTuple):
+class ConnectPacket(NamedTuple):
     """A CONNECT packet. `token` is None when none was brought: then there may be a cookie."""
 
     token: str | None
@@ -77,29 +77,29 @@ def refused(refusal: Refusal) -> tuple[bytes, ...]:
     return b"44" + dumps({"message": refusal.message, "data": {"code": refusal.code}}), b"41"
 
 
-def decode_hello(text: str) -> Hello | Aside:
+def decode_connect(text: str) -> ConnectPacket | ControlPacket:
     """A packet before the client is connected."""
     text = _short(text)
     if not text.startswith("40"):
-        return _aside(text)
+        return _control_packet(text)
     if text[2:3] == "/":
         return _other_namespace(text)
     if len(text) == 2:
-        return Hello(None, False)
+        return ConnectPacket(None, False)
     try:
         auth = loads(text[2:])
     except JSONError:
         auth = mended(text[2:]) or ""
     if auth is None:
-        return Hello(None, False)
+        return ConnectPacket(None, False)
     if auth.__class__ is not dict:
-        return Hello("", False)
+        return ConnectPacket("", False)
     token = auth.get("token")
     if token == "":
         token = None  # of a page that knows none, for its script may not read the cookie
     elif token is not None and token.__class__ is not str:
         token = ""
-    return Hello(token, _acks_deliveries(auth.get("capabilities")))
+    return ConnectPacket(token, _acks_deliveries(auth.get("capabilities")))
 
 
 def _acks_deliveries(capabilities: Any) -> bool:
@@ -109,11 +109,11 @@ def _acks_deliveries(capabilities: Any) -> bool:
     return capabilities.__class__ is list and "deliveryAck" in capabilities
 
 
-def decode(text: str) -> Envelope | Aside:
+def decode(text: str) -> Envelope | ControlPacket:
     """A packet of a client that is connected."""
     if not text.startswith("42"):
         text = _short(text)
-        return _ack(text) if text.startswith("43") else _aside(text)
+        return _ack(text) if text.startswith("43") else _control_packet(text)
     head, _, rest = text.partition("[")
     digits = head[2:]
     if digits.isdecimal():
@@ -131,7 +131,7 @@ def decode(text: str) -> Envelope | Aside:
     return _event(text)
 
 
-def _event(text: str) -> Envelope | Aside:
+def _event(text: str) -> Envelope | ControlPacket:
     text = _short(text)
     head = text.partition("[")[0]
     ack_id = None
@@ -169,7 +169,7 @@ def _id(digits: str) -> int | None:
     return number if number <= MAX_ID else None
 
 
-def _ack(text: str) -> Envelope | Aside:
+def _ack(text: str) -> Envelope | ControlPacket:
     digits, bracket, _ = text[2:].partition("[")
     ack_id = _id(digits)
     if ack_id is None or not bracket:
@@ -180,7 +180,7 @@ def _ack(text: str) -> Envelope | Aside:
     return "ack", ack_id, arguments[0] if arguments else None
 
 
-def _aside(text: str) -> Aside:
+def _control_packet(text: str) -> ControlPacket:
     """What is no message: life, goodbyes, and what is refused."""
     if text in ("3", "6"):
         return b""
@@ -199,7 +199,7 @@ def _unreadable(text: str) -> Refusal:
     return UNKNOWN_NAMESPACE if text[:1] == "4" and text[2:3] == "/" else BAD_MESSAGE
 
 
-def _binary(text: str) -> Aside:
+def _binary(text: str) -> ControlPacket:
     """`451-7["event",{"_placeholder":true,"num":0}]`: its sender may wait for the ack. Attachments are passed over."""
     attachments, dash, rest = text[2:].partition("-")
     if not dash or _id(attachments) is None:
@@ -208,7 +208,7 @@ def _binary(text: str) -> Aside:
     return BINARY_EVENT if ack_id is None else Refused(BINARY_EVENT, ack_id)
 
 
-def _other_namespace(text: str) -> Aside:
+def _other_namespace(text: str) -> ControlPacket:
     """A CONNECT to a namespace that is not there concerns that namespace only, on the same connection."""
     namespace = text[2:].partition(",")[0].partition("?")[0]
     if len(namespace) > MAX_NAMESPACE or not namespace.isprintable() or namespace == "/":
