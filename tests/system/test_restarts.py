@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -36,6 +37,8 @@ from vizora_rt.service import channel
 
 ENV = {**SECRETS, "INTERNAL_API_SECRET": API_KEY, "VIZORA_LIMITS__CONNECTIONS_PER_MINUTE": "0"}
 WORKERS = 2
+PATIENT = replace(QUICK, silent_intervals=15.0)
+"""Players that do not take a machine which pauses for a few seconds for a gateway that is gone."""
 
 
 def peak(arrivals: Iterable[float], seconds: float = 1.0) -> int:
@@ -63,12 +66,12 @@ async def roll(folder: Path, count: int, rate: int, drain_seconds: float) -> Non
     env = {**ENV, "VIZORA_SERVER__DRAIN_SECONDS": str(drain_seconds), "VIZORA_PLAYER__HEARTBEAT_INTERVAL": "5000"}
     with Service(folder, env, workers=WORKERS) as service:
         await asyncio.to_thread(service.start)
-        async with Fleet(service.port, count, beat=max(1.0, count / 1000)) as fleet:
+        async with Fleet(service.port, count, beat=max(1.0, count / 1000), timing=PATIENT) as fleet:
             await fleet.online()
             books, before = books_of(service), await asyncio.to_thread(service.workers)
             (folder / ".env").write_text("VIZORA_PLAYER__CACHE_SIZE=4711\n")
             begun = len(fleet.arrivals)
-            newcomers = Fleet(service.port, rate * 20, prefix="new", ramp=float(rate))
+            newcomers = Fleet(service.port, rate * 20, prefix="new", ramp=float(rate), timing=PATIENT)
             arriving = asyncio.create_task(newcomers.__aenter__())
             service.signal(signal.SIGHUP)
             commands = 0

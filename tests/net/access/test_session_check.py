@@ -68,7 +68,7 @@ class TestSessions:
         ann = await dashboard(worker)
         client.set("user_revoked:ann", "1")
         worker.store.up = False
-        monkeypatch.setattr(user_session, "check_session", counted)
+        monkeypatch.setattr(session_check, "check_session", counted)
         await until(lambda: looks > 3)
         await silent(ann)
         worker.store.up = True
